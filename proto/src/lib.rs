@@ -8,10 +8,12 @@
 
 pub mod code;
 pub mod digest;
+pub mod duration;
 pub mod frame;
 pub mod ids;
 pub mod limits;
 pub mod names;
+pub mod size;
 pub mod state;
 pub mod template;
 
