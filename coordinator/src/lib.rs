@@ -1,0 +1,7 @@
+//! The control plane of Planetary Mesh. Modules only; the map is in `ARCHITECTURE.md`.
+
+#![forbid(unsafe_code)]
+
+pub mod blobs;
+pub mod metrics;
+pub mod spawn;
