@@ -1,0 +1,336 @@
+//! The daemon's hand on the jail: finds or starts it, asks it for things, hears of ends.
+//! The one file of this room that runs in the daemon. A connection that breaks is not
+//! mended in here: `Events` ends, every call fails, and the daemon calls `ensure` again,
+//! after which all that was not forgotten is told once more.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ffi::OsStr,
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use mesh_proto::ids::AttemptKey;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::{mpsc, oneshot},
+};
+
+use super::protocol::{
+    Answer, Call, Event, Hello, Message, Op, Probe, ProtocolError, SOCKET, StartRequest, Status, decode,
+    encode,
+};
+use crate::spawn::spawn;
+
+/// Calls that wait to be sent.
+const CALLS: usize = 256;
+/// Events that the daemon has not taken yet; past this the connection is dropped and the
+/// next one is told everything again.
+const EVENTS: usize = 200_000;
+/// How long a jail may take to start or to answer the hello.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What went wrong between daemon and jail.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no jail answers in {}", dir.display())]
+    Connect {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot start the jail ({})", exe.display())]
+    Start {
+        exe: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the jail did not start: {0}")]
+    NotStarted(String),
+    #[error(
+        "the running jail speaks protocol {theirs}, this agent {ours}: end its tasks with the version that started it"
+    )]
+    Version { theirs: u32, ours: u32 },
+    #[error("the jail's socket belongs to uid {0}")]
+    Stranger(u32),
+    #[error("the connection to the jail is closed")]
+    Closed,
+    #[error("the jail did not answer the greeting in time")]
+    Silent,
+    /// The jail will not do it; the text is for people.
+    #[error("the jail refuses: {0}")]
+    Refused(String),
+    #[error("the jail answered something else than was asked")]
+    Unexpected,
+    #[error("talking to the jail")]
+    Io(#[from] io::Error),
+    #[error("talking to the jail")]
+    Protocol(#[from] ProtocolError),
+}
+
+/// Where the jail lives and how it is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The jail's own directory, private to the agent; made when missing.
+    pub dir: PathBuf,
+    /// The program to run as `… jail`; none: this one.
+    pub exe: Option<PathBuf>,
+    /// How long tasks run on when no daemon is connected.
+    pub orphan_timeout: Duration,
+}
+
+impl Options {
+    /// This program, and a day for orphans.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), exe: None, orphan_timeout: Duration::from_hours(24) }
+    }
+}
+
+/// The stream of what the jail tells; ends when the connection does.
+pub struct Events(mpsc::Receiver<Event>);
+
+impl Events {
+    /// The next event, or none when the connection is gone.
+    pub async fn recv(&mut self) -> Option<Event> {
+        self.0.recv().await
+    }
+}
+
+struct Asked {
+    op: Op,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// A connection to a jail; clones share it.
+#[derive(Clone)]
+pub struct Client {
+    calls: mpsc::Sender<Asked>,
+    jail_pid: u32,
+}
+
+impl Client {
+    /// Connects to the jail of `dir`. The newest connection is the one that hears events;
+    /// an older one is closed by the jail.
+    pub async fn connect(dir: &Path) -> Result<(Self, Events), ClientError> {
+        let connect = |source| ClientError::Connect { dir: dir.to_owned(), source };
+        let mut stream = {
+            // Through a descriptor of the directory: a socket's path must be under 108 bytes.
+            let handle = File::open(dir).map_err(connect)?;
+            let path = format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd());
+            UnixStream::connect(path).await.map_err(connect)?
+        };
+        let peer = stream.peer_cred()?.uid();
+        if peer != rustix::process::geteuid().as_raw() {
+            return Err(ClientError::Stranger(peer));
+        }
+        stream.write_all(&encode(&Hello::ours())?).await?;
+        let mut buffer = Vec::new();
+        let hello = tokio::time::timeout(PATIENCE, async {
+            loop {
+                if let Some(hello) = decode::<Hello>(&mut buffer)? {
+                    return Ok::<_, ClientError>(hello);
+                }
+                if stream.read_buf(&mut buffer).await? == 0 {
+                    return Err(ClientError::Closed);
+                }
+            }
+        })
+        .await
+        .map_err(|_| ClientError::Silent)??;
+        if !hello.suits() {
+            return Err(ClientError::Version { theirs: hello.version, ours: Hello::ours().version });
+        }
+        let (calls, asked) = mpsc::channel(CALLS);
+        let (told, events) = mpsc::channel(64);
+        spawn("jail connection", async move {
+            if let Err(error) = Connection::new(stream, buffer, told).run(asked).await {
+                tracing::warn!(%error, "connection to the jail lost");
+            }
+        });
+        Ok((Self { calls, jail_pid: hello.pid }, Events(events)))
+    }
+
+    /// Connects to the living jail of `options.dir`, or starts one in a session of its own.
+    pub async fn ensure(options: &Options) -> Result<(Self, Events), ClientError> {
+        let patience = Instant::now() + PATIENCE;
+        let mut started = false;
+        loop {
+            let error = match Self::connect(&options.dir).await {
+                Ok(connected) => return Ok(connected),
+                Err(error @ (ClientError::Version { .. } | ClientError::Stranger(_))) => return Err(error),
+                Err(error) => error,
+            };
+            if started {
+                if Instant::now() > patience {
+                    return Err(error);
+                }
+                // A jail that is ending still holds its directory.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Self::start_jail(options).await?;
+            started = true;
+        }
+    }
+
+    /// Runs `agent jail --detach`, which returns once the jail listens or another one does.
+    async fn start_jail(options: &Options) -> Result<(), ClientError> {
+        let exe = options.exe.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+        let output = tokio::process::Command::new(&exe)
+            .arg0("mesh-agent-jail")
+            .args([OsStr::new("jail"), OsStr::new("--detach"), OsStr::new("--dir"), options.dir.as_os_str()])
+            .arg("--orphan-timeout")
+            .arg(format!("{}s", options.orphan_timeout.as_secs()))
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .output()
+            .await
+            .map_err(|source| ClientError::Start { exe, source })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr);
+        Err(ClientError::NotStarted(text.trim().chars().take(1000).collect()))
+    }
+
+    /// The jail's process id.
+    pub fn jail_pid(&self) -> u32 {
+        self.jail_pid
+    }
+
+    async fn ask(&self, op: Op) -> Result<Answer, ClientError> {
+        let (answer, wait) = oneshot::channel();
+        self.calls.send(Asked { op, answer }).await.map_err(|_| ClientError::Closed)?;
+        match wait.await.map_err(|_| ClientError::Closed)? {
+            Answer::Refused(reason) => Err(ClientError::Refused(reason)),
+            answer @ (Answer::Done | Answer::List(_) | Answer::Probe(_)) => Ok(answer),
+        }
+    }
+
+    async fn ask_done(&self, op: Op) -> Result<(), ClientError> {
+        match self.ask(op).await? {
+            Answer::Done => Ok(()),
+            Answer::List(_) | Answer::Probe(_) | Answer::Refused(_) => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Starts an attempt; what becomes of it is told as events. An attempt that runs or has
+    /// ended is not started again: its events are told once more instead.
+    pub async fn start(&self, request: StartRequest) -> Result<(), ClientError> {
+        self.ask_done(Op::Start(Box::new(request))).await
+    }
+
+    /// Ends an attempt: SIGTERM to all of its processes, after `grace` SIGKILL. Returns once
+    /// that is under way; the end is told as an event. Nothing happens to an ended attempt;
+    /// an unknown one is refused.
+    pub async fn kill(&self, attempt: AttemptKey, grace: Duration) -> Result<(), ClientError> {
+        self.ask_done(Op::Kill { attempt, grace }).await
+    }
+
+    /// Every attempt that runs, or ended and is not forgotten.
+    pub async fn list(&self) -> Result<Vec<Status>, ClientError> {
+        match self.ask(Op::List).await? {
+            Answer::List(list) => Ok(list),
+            Answer::Done | Answer::Probe(_) | Answer::Refused(_) => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Drops an ended attempt from the jail's memory; its files stay. An unknown attempt is
+    /// forgotten already; a running one is refused.
+    pub async fn forget(&self, attempt: AttemptKey) -> Result<(), ClientError> {
+        self.ask_done(Op::Forget { attempt }).await
+    }
+
+    /// What this machine can do, as the jail proved it when it started.
+    pub async fn probe(&self) -> Result<Probe, ClientError> {
+        match self.ask(Op::Probe).await? {
+            Answer::Probe(probe) => Ok(probe),
+            Answer::Done | Answer::List(_) | Answer::Refused(_) => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Ends the jail. With tasks running it is refused, unless `kill_all`: then each gets
+    /// SIGTERM, its grace, SIGKILL, and its end is told before the connection closes.
+    pub async fn shutdown(&self, kill_all: bool) -> Result<(), ClientError> {
+        self.ask_done(Op::Shutdown { kill_all }).await
+    }
+}
+
+/// The socket and what waits on it, owned by one background task.
+struct Connection {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    last_id: u64,
+    /// Kept here, not in the channel, so that a daemon that asks while it handles an event
+    /// can never wait for itself.
+    untold: VecDeque<Event>,
+    told: mpsc::Sender<Event>,
+}
+
+impl Connection {
+    fn new(stream: UnixStream, buffer: Vec<u8>, told: mpsc::Sender<Event>) -> Self {
+        Self { stream, buffer, waiting: HashMap::new(), last_id: 0, untold: VecDeque::new(), told }
+    }
+
+    async fn run(mut self, mut asked: mpsc::Receiver<Asked>) -> Result<(), ClientError> {
+        loop {
+            while let Some(message) = decode::<Message>(&mut self.buffer)? {
+                self.take(message)?;
+            }
+            tokio::select! {
+                call = asked.recv() => {
+                    let Some(Asked { op, answer }) = call else { return Ok(()) };
+                    self.last_id += 1;
+                    let bytes = match encode(&Call { id: self.last_id, op }) {
+                        Ok(bytes) => bytes,
+                        Err(error) => {
+                            let _gone = answer.send(Answer::Refused(error.to_string()));
+                            continue;
+                        }
+                    };
+                    self.waiting.insert(self.last_id, answer);
+                    self.stream.write_all(&bytes).await?;
+                }
+                read = self.stream.read_buf(&mut self.buffer) => {
+                    if read? == 0 {
+                        // What has arrived is still told before the stream of events ends.
+                        self.waiting.clear();
+                        for event in self.untold {
+                            if self.told.send(event).await.is_err() {
+                                break;
+                            }
+                        }
+                        return Ok(());
+                    }
+                }
+                permit = self.told.reserve(), if !self.untold.is_empty() => {
+                    let Ok(permit) = permit else { return Ok(()) };
+                    if let Some(event) = self.untold.pop_front() {
+                        permit.send(event);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), ClientError> {
+        match message {
+            Message::Answer { id, answer } => {
+                if let Some(waiting) = self.waiting.remove(&id) {
+                    let _gone = waiting.send(answer);
+                }
+            }
+            Message::Event(event) => {
+                if self.untold.len() >= EVENTS {
+                    return Err(ClientError::Closed);
+                }
+                self.untold.push_back(event);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! The jail: a small process that alone creates, ends and buries the tasks of a node.
+//!
+//! It is this same binary run as `agent jail`, with one thread and no async runtime, so
+//! that a fork is cheap and safe. It outlives the daemon: it owns the tasks' pipes, writes
+//! their output into spools, holds the deadlines and writes the exit records. Kill the
+//! daemon in any way and no task notices; the next daemon connects and is told what ended.
+//!
+//! One attempt is three processes:
+//!
+//! ```text
+//! jail ── keeper ── the task's command ── whatever it starts
+//! ```
+//!
+//! The keeper is a fork of the jail. At level `basic` it is process 1 of a pid namespace:
+//! when it goes, the kernel ends everything inside, and it goes when the command ends, when
+//! the jail kills it, or when the jail itself dies. At level `none` it is a subreaper and
+//! hunts its descendants down. The command is started from the keeper with `vfork`.
+//!
+//! Where to look: `plan` decides, purely, which steps a request takes on this node;
+//! `keeper` carries them out; `server` is the event loop, `running` one live attempt;
+//! `protocol` and `client` are how the daemon speaks to it; `record` is what is left on
+//! disk; `probe` proves what this machine can do; `sys` has the system calls that no
+//! library wraps. What may enter: what a task's process needs from its birth to its burial.
+//! Not here: staging, collecting outputs, talking to a coordinator.
+//!
+//! Invariants:
+//! - A request runs at most once in an attempt directory; a second one is told so.
+//! - The exit record is on disk before anybody is told of the end.
+//! - No task has uid 0, and no level is quietly replaced by a weaker one.
+//! - Nothing of a task is alive when its end is told.
+
+pub mod client;
+pub mod protocol;
+
+pub use client::{Client, ClientError, Events, Options};
+pub use protocol::{
+    Event, ExitCause, ExitRecord, Layer, Level, Probe, Rlimits, StartRequest, Started, State, Status,
+};

@@ -1,0 +1,310 @@
+//! What the daemon and the jail say to each other: length-prefixed JSON over a unix socket.
+//! The first message each way is a hello with versions; a version talks to the one before.
+//! May enter: plain data. Adding an optional field keeps the version; anything else raises it.
+
+use std::{path::PathBuf, time::Duration};
+
+use mesh_proto::ids::AttemptKey;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Version of this protocol.
+pub const VERSION: u32 = 1;
+/// The oldest version that this side still speaks.
+pub const OLDEST: u32 = 1;
+/// The largest message, in bytes: 128 KiB of argv and environment with every byte escaped fit.
+pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// Name of the jail's socket in its directory.
+pub const SOCKET: &str = "jail.sock";
+/// Name of the output file in an attempt directory (frames of `mesh_proto::frame`).
+pub const SPOOL: &str = "spool";
+
+/// How a task is confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Own session and clean environment; the kill is a hunt for descendants.
+    None,
+    /// Own pid and mount namespace: a sure kill, and the agent's files out of reach.
+    Basic,
+}
+
+/// Limits of the task's processes; each is lowered to what the jail itself may set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimits {
+    /// Open files of one process.
+    pub nofile: u64,
+    /// Processes of the task's uid; none: as the jail's own.
+    pub nproc: Option<u64>,
+    /// Bytes of a core file.
+    pub core: u64,
+    /// Bytes of one written file; none: as the jail's own.
+    pub fsize: Option<u64>,
+}
+
+impl Default for Rlimits {
+    fn default() -> Self {
+        Self { nofile: 65536, nproc: None, core: 0, fsize: None }
+    }
+}
+
+/// Everything that the jail needs to run one attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRequest {
+    pub attempt: AttemptKey,
+    /// The command; a first word without `/` is searched in the environment's `PATH`.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Absolute; exists and belongs to the uid that the task gets.
+    pub work_dir: PathBuf,
+    /// Absolute; exists; the jail writes spool and exit record here. Neither inside the work
+    /// directory nor the same.
+    pub attempt_dir: PathBuf,
+    /// As root: the slot's own uid, never 0. Otherwise none, or the caller's own.
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub level: Level,
+    /// From the process start, on a boot-time clock; none: no limit.
+    pub timeout: Option<Duration>,
+    /// Between SIGTERM and SIGKILL when the timeout or a shutdown ends it.
+    pub grace: Duration,
+    /// Bytes of output, both streams together, before it is cut.
+    pub max_output: u64,
+    pub limits: Rlimits,
+    /// Directories that the task must not see (level basic). The work directory may lie in
+    /// one of them. The attempt directory and the jail's own need not be named.
+    pub hidden: Vec<PathBuf>,
+}
+
+/// Why an attempt's process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitCause {
+    /// The command returned; 127 and 126 also stand for a command that is not there or cannot
+    /// be executed, as in a shell, with a line on the task's stderr that says so.
+    Exited(i32),
+    /// A signal from elsewhere ended it.
+    Signalled(i32),
+    /// It passed its timeout.
+    TimedOut,
+    /// Ended on request.
+    Killed,
+    /// The machine could not start it; the text is for people.
+    SpawnFailed(String),
+    /// The machine could not keep its output (a full disk), so it was ended; the text is for people.
+    OutputLost(String),
+}
+
+/// How an attempt ended; kept in its directory, see `record`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    pub attempt: AttemptKey,
+    pub cause: ExitCause,
+    /// Unix milliseconds.
+    pub started_at_ms: u64,
+    /// Unix milliseconds.
+    pub ended_at_ms: u64,
+    /// Milliseconds on a boot-time clock.
+    pub run_ms: u64,
+    /// Processor time of everything the attempt ran, in milliseconds.
+    pub cpu_ms: u64,
+    /// The largest resident set of any of its processes, in bytes.
+    pub max_rss_bytes: u64,
+    /// Bytes of the spool, frame headers counted; nothing is added any more.
+    pub spool_len: u64,
+    pub output_cut: bool,
+}
+
+/// The command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    pub attempt: AttemptKey,
+    /// The command's process, as seen from the jail.
+    pub pid: i32,
+    /// Its start in clock ticks since boot (`/proc/PID/stat`, field 22); 0 when it was gone
+    /// before one could look.
+    pub start_time: u64,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+}
+
+/// What the jail tells unasked. All that was not forgotten is told again on each connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    Started(Started),
+    Ended(ExitRecord),
+}
+
+/// Where an attempt stands in the jail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Its processes are being set up; the command does not run yet.
+    Starting,
+    Running(Started),
+    Ended(ExitRecord),
+}
+
+/// One attempt that the jail knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub attempt: AttemptKey,
+    pub state: State,
+}
+
+/// One layer of confinement, tried on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    pub name: String,
+    pub present: bool,
+    /// When absent: what an operator can do; else empty.
+    pub remedy: String,
+}
+
+/// What this machine can do, each part proved by doing it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    pub strongest: Level,
+    pub layers: Vec<Layer>,
+}
+
+/// The first message, each way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u32,
+    /// The oldest version that the sender speaks.
+    pub oldest: u32,
+    pub pid: u32,
+}
+
+impl Hello {
+    /// This side's.
+    pub fn ours() -> Self {
+        Self { version: VERSION, oldest: OLDEST, pid: std::process::id() }
+    }
+
+    /// Whether a sender of this hello and this side understand each other.
+    pub fn suits(self) -> bool {
+        self.version >= OLDEST && self.oldest <= VERSION
+    }
+}
+
+/// What a daemon asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    Start(Box<StartRequest>),
+    Kill {
+        attempt: AttemptKey,
+        grace: Duration,
+    },
+    List,
+    Forget {
+        attempt: AttemptKey,
+    },
+    Probe,
+    /// End; with tasks running only when they are to be killed.
+    Shutdown {
+        kill_all: bool,
+    },
+}
+
+/// A request with the number that its reply bears.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    pub id: u64,
+    pub op: Op,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Done,
+    List(Vec<Status>),
+    Probe(Probe),
+    /// The request makes no sense here; the text is for people.
+    Refused(String),
+}
+
+/// What the jail sends after its hello.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    Answer { id: u64, answer: Answer },
+    Event(Event),
+}
+
+/// The other side does not speak this protocol.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtocolError {
+    #[error("message of {0} bytes, at most {MAX_MESSAGE} are allowed")]
+    Length(usize),
+    #[error("cannot read the message")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Encodes a message with its length before it (u32, little endian).
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ProtocolError> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, message)?;
+    let length = bytes.len() - 4;
+    if length > MAX_MESSAGE {
+        return Err(ProtocolError::Length(length));
+    }
+    bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(bytes)
+}
+
+/// Takes one message off the front of `buffer`, if a whole one is there.
+pub fn decode<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, ProtocolError> {
+    let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*head) as usize;
+    if length > MAX_MESSAGE {
+        return Err(ProtocolError::Length(length));
+    }
+    let Some(body) = buffer.get(4..4 + length) else { return Ok(None) };
+    let message = serde_json::from_slice(body)?;
+    buffer.drain(..4 + length);
+    Ok(Some(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::ids::{JobNumber, TaskKey};
+
+    use super::*;
+
+    #[test]
+    fn messages_survive_being_cut_and_joined() {
+        let attempt = AttemptKey { task: TaskKey { job: JobNumber(7), task: 1, index: 2 }, number: 3 };
+        let calls = [
+            Call { id: 1, op: Op::Kill { attempt, grace: Duration::from_millis(1500) } },
+            Call { id: 2, op: Op::List },
+        ];
+        let bytes: Vec<u8> = calls.iter().flat_map(|call| encode(call).unwrap()).collect();
+        let mut buffer = Vec::new();
+        let mut got = Vec::new();
+        for piece in bytes.chunks(3) {
+            buffer.extend_from_slice(piece);
+            while let Some(call) = decode::<Call>(&mut buffer).unwrap() {
+                got.push(call);
+            }
+        }
+        assert_eq!(got, calls);
+    }
+
+    #[test]
+    fn a_lying_length_is_refused_before_any_memory_is_taken() {
+        let mut buffer = u32::MAX.to_le_bytes().to_vec();
+        assert!(matches!(decode::<Call>(&mut buffer), Err(ProtocolError::Length(_))));
+    }
+
+    #[test]
+    fn versions_that_overlap_understand_each_other() {
+        assert!(Hello { version: VERSION + 1, oldest: VERSION, pid: 1 }.suits());
+        assert!(!Hello { version: VERSION + 2, oldest: VERSION + 1, pid: 1 }.suits());
+        assert!(!Hello { version: OLDEST - 1, oldest: 0, pid: 1 }.suits());
+    }
+}
