@@ -4,4 +4,5 @@
 
 pub mod blobs;
 pub mod metrics;
+pub mod output;
 pub mod spawn;

@@ -5,7 +5,7 @@
 //! Layout, little endian: `kind u8`, `length u24`, `offset u64` (in the kind's stream, bytes
 //! before this frame's), `time u64` (Unix milliseconds), then `length` bytes of data.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// Size of a frame's header in bytes.
 pub const HEADER: usize = 20;
@@ -66,10 +66,32 @@ pub fn header(kind: Kind, offset: u64, time_ms: u64, length: usize) -> [u8; HEAD
     bytes
 }
 
+/// A frame's header, without its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub kind: Kind,
+    pub offset: u64,
+    pub time_ms: u64,
+    /// Bytes of data behind the header, at most [`MAX_DATA`].
+    pub length: usize,
+}
+
+impl Header {
+    pub fn parse(bytes: &[u8; HEADER]) -> Result<Self, FrameError> {
+        let eight = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
+        let length = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], 0]) as usize;
+        let kind = Kind::of(bytes[0]).ok_or(FrameError::Kind(bytes[0]))?;
+        if length > MAX_DATA {
+            return Err(FrameError::Length(length));
+        }
+        Ok(Self { kind, offset: eight(4), time_ms: eight(12), length })
+    }
+}
+
 /// Takes frames out of a spool that arrives in pieces.
 #[derive(Default)]
 pub struct Decoder {
-    rest: Vec<u8>,
+    rest: BytesMut,
 }
 
 impl Decoder {
@@ -81,21 +103,12 @@ impl Decoder {
     /// The next whole frame, or none until more is pushed. After an error the rest is unusable.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         let Some(head) = self.rest.first_chunk::<HEADER>() else { return Ok(None) };
-        let length = (u32::from_le_bytes([head[0], head[1], head[2], head[3]]) >> 8) as usize;
-        let kind = Kind::of(head[0]).ok_or(FrameError::Kind(head[0]))?;
-        if length > MAX_DATA {
-            return Err(FrameError::Length(length));
-        }
-        let mut eight = [0; 8];
-        eight.copy_from_slice(&head[4..12]);
-        let offset = u64::from_le_bytes(eight);
-        eight.copy_from_slice(&head[12..20]);
-        let time_ms = u64::from_le_bytes(eight);
+        let Header { kind, offset, time_ms, length } = Header::parse(head)?;
         if self.rest.len() < HEADER + length {
             return Ok(None);
         }
-        let data = Bytes::copy_from_slice(&self.rest[HEADER..HEADER + length]);
-        self.rest.drain(..HEADER + length);
+        let mut frame = self.rest.split_to(HEADER + length);
+        let data = frame.split_off(HEADER).freeze();
         Ok(Some(Frame { kind, offset, time_ms, data }))
     }
 
