@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blobs;
+pub mod engine;
 pub mod metrics;
 pub mod output;
 pub mod spawn;

@@ -1,0 +1,190 @@
+//! What the engine wants done: rows to be written, and words to be said once they are.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId, TaskKey};
+
+use super::{
+    event::{AttemptEnd, NewJob, NodeRecord, ReplyId},
+    types::{Cause, Counts, JobState, NodeState, SandboxLevel, TaskState, Time},
+};
+
+/// The effects of a batch of events. Writes go into one transaction; what is said goes out
+/// only after its commit.
+#[derive(Debug, Default)]
+pub struct Effects {
+    pub writes: Vec<Write>,
+    pub says: Vec<Say>,
+}
+
+impl Effects {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.says.is_empty()
+    }
+}
+
+/// A row as it must stand after the commit. The last one of a key wins.
+#[derive(Clone, Debug)]
+pub enum Write {
+    NewJob { number: JobNumber, job: Arc<NewJob>, created_at: Time },
+    Job(JobRow),
+    Definition { job: JobNumber, task: u32, counts: Counts },
+    Task(TaskRow),
+    Attempt(AttemptRow),
+    Node { record: NodeRecord, facts: Option<Bytes> },
+}
+
+/// The part of a job's row that changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRow {
+    pub number: JobNumber,
+    pub state: JobState,
+    /// Failed or cancelled, decided, but processes still have to go.
+    pub ending: Option<JobState>,
+    pub reason: String,
+    pub counts: Counts,
+    pub started_at: Option<Time>,
+    pub finished_at: Option<Time>,
+}
+
+/// A task's whole row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskRow {
+    pub key: TaskKey,
+    pub state: TaskState,
+    pub attempt: u32,
+    pub node: Option<NodeId>,
+    pub own_failures: u32,
+    pub losses: u32,
+    pub end: Option<Arc<AttemptEnd>>,
+    pub started_at: Option<Time>,
+    pub finished_at: Option<Time>,
+}
+
+/// An attempt's whole row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttemptRow {
+    pub key: AttemptKey,
+    pub node: NodeId,
+    pub boot: BootId,
+    pub sandbox: Option<SandboxLevel>,
+    pub assigned_at: Time,
+    pub started_at: Option<Time>,
+    pub ended: Option<(Time, Arc<AttemptEnd>)>,
+}
+
+/// Something to be said outside, after the commit.
+#[derive(Clone, Debug)]
+pub enum Say {
+    Reply(ReplyId, Reply),
+    /// Start this attempt. The session assembles the assignment from the stored job.
+    Dispatch {
+        node: NodeId,
+        session: SessionId,
+        attempt: AttemptKey,
+    },
+    /// End this attempt's process.
+    Cancel {
+        node: NodeId,
+        session: SessionId,
+        attempt: AttemptKey,
+        reason: String,
+    },
+    /// The node counts as gone: end its session, so that it registers again.
+    EndSession {
+        node: NodeId,
+        session: SessionId,
+    },
+    /// The agent's word on an attempt is durable, or comes too late.
+    Ack {
+        node: NodeId,
+        attempt: AttemptKey,
+        ack: Ack,
+        ended: bool,
+    },
+    /// A job changed: for those who watch it.
+    JobChanged(Arc<JobView>),
+    /// An attempt's end, for the metrics.
+    Ended {
+        cause: Cause,
+        retried: bool,
+        run_ms: u64,
+    },
+    /// A task was placed, for the metrics: how long it had waited.
+    Placed {
+        node: NodeId,
+        waited_ms: u64,
+    },
+}
+
+/// The answer to an agent's word on an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    Durable,
+    /// Not the current attempt of its task, as far as the engine knows; the store knows
+    /// whether the same end was committed before.
+    Stale,
+}
+
+/// The answer to a caller.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    Submitted { number: JobNumber, uuid: JobId, existed: bool },
+    Cancelled { number: JobNumber, state: JobState },
+    Registered { verdicts: Vec<(AttemptKey, Verdict)> },
+    Node(Box<NodeView>),
+    Nodes(Vec<NodeView>),
+    Refused(Refusal),
+}
+
+/// What becomes of an attempt that an agent holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Keep,
+    Collect,
+    /// Not current, as far as the engine knows.
+    Unknown,
+}
+
+/// Why the engine says no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No unfinished job has this number.
+    NoSuchJob,
+    NoSuchNode,
+    /// The idempotency key was used for another payload, by this job.
+    KeyUsed(JobNumber),
+    /// The database refused the rows of this event.
+    Poison(String),
+}
+
+/// A job at a glance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobView {
+    pub row: JobRow,
+    pub definitions: Vec<Counts>,
+}
+
+/// A node at a glance, now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    pub record: NodeRecord,
+    pub state: NodeState,
+    pub connected: bool,
+    pub rtt_us: Option<u64>,
+    pub load_permille: Option<u32>,
+    pub running: u32,
+    pub queued: u32,
+    /// 0 to 1.
+    pub reliability: f64,
+    pub slots: u32,
+    pub slots_free: u32,
+    pub cpu_millis_free: u64,
+    pub memory_total: u64,
+    pub memory_free: u64,
+    /// Since its last word, in milliseconds; none before the first.
+    pub silent_ms: Option<u64>,
+    pub tags: BTreeMap<String, String>,
+}

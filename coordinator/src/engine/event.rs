@@ -1,0 +1,209 @@
+//! What happens outside and reaches the engine. Events are plain values that can be handled
+//! again after a rebuild, so they carry ids of replies, never channels.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId};
+
+use super::types::{Cause, Requirements, Resources, Retry, SandboxLevel};
+
+/// Names the caller that waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyId(pub u64);
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    JobSubmitted {
+        reply: ReplyId,
+        job: Arc<NewJob>,
+    },
+    JobCancelled {
+        reply: ReplyId,
+        job: JobNumber,
+        reason: String,
+    },
+    NodeRegistered {
+        reply: ReplyId,
+        registration: Arc<Registration>,
+    },
+    /// The assignment stream of a session is there: the node can be given work.
+    SessionOpened {
+        node: NodeId,
+        session: SessionId,
+    },
+    SessionClosed {
+        node: NodeId,
+        session: SessionId,
+    },
+    Heartbeat {
+        node: NodeId,
+        session: SessionId,
+        load_permille: u32,
+        rtt_us: Option<u64>,
+    },
+    AttemptStarted {
+        node: NodeId,
+        attempt: AttemptKey,
+        sandbox: SandboxLevel,
+    },
+    AttemptEnded {
+        node: NodeId,
+        attempt: AttemptKey,
+        end: Arc<AttemptEnd>,
+    },
+    NodeChanged {
+        reply: ReplyId,
+        node: NodeId,
+        change: NodeChange,
+    },
+    NodesAsked {
+        reply: ReplyId,
+    },
+    /// Time went on.
+    Tick,
+}
+
+/// A job as it is accepted.
+#[derive(Debug)]
+pub struct NewJob {
+    pub uuid: JobId,
+    pub name: String,
+    pub owner: String,
+    /// 0 to 9, higher first.
+    pub priority: u8,
+    /// `on_failure: continue`.
+    pub keep_going: bool,
+    pub idempotency_key: Option<String>,
+    pub payload_digest: [u8; 32],
+    /// Encoded `JobSpec` without its tasks; the engine only hands it on.
+    pub spec: Bytes,
+    pub tasks: Vec<NewDefinition>,
+}
+
+/// One task definition of a job.
+#[derive(Clone, Debug)]
+pub struct NewDefinition {
+    pub name: String,
+    pub array: bool,
+    /// Elements; 1 for a single task.
+    pub total: u32,
+    pub requirements: Requirements,
+    pub retry: Retry,
+    pub needs: Vec<Need>,
+    /// Encoded `TaskSpec`; the engine only hands it on.
+    pub spec: Bytes,
+}
+
+/// One task definition needs another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// Position of the needed definition.
+    pub task: u32,
+    /// Element by element; otherwise all of it.
+    pub same_index: bool,
+}
+
+/// An agent says who it is and what it holds.
+#[derive(Debug)]
+pub struct Registration {
+    pub node: NodeId,
+    pub session: SessionId,
+    pub boot: BootId,
+    pub facts: Facts,
+    /// Encoded `NodeFacts`, kept for readers.
+    pub encoded_facts: Bytes,
+    pub inventory: Vec<(AttemptKey, Held)>,
+    /// What the nodes table says.
+    pub record: NodeRecord,
+}
+
+/// A node's row in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRecord {
+    pub id: NodeId,
+    pub name: String,
+    pub boot: Option<BootId>,
+    pub cordoned: bool,
+    pub draining: bool,
+    /// The operator's tags.
+    pub tags: std::collections::BTreeMap<String, String>,
+}
+
+/// What a node has, in so far as placement asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub total: Resources,
+    pub slots: u32,
+    pub tags: std::collections::BTreeMap<String, String>,
+    pub capabilities: std::collections::BTreeSet<String>,
+    pub os: String,
+    pub arch: String,
+    /// The strongest level that was proved, and the weakest that the node accepts.
+    pub sandbox: (SandboxLevel, SandboxLevel),
+    pub cgroup: bool,
+}
+
+/// What an agent says of an attempt that it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    Accepted,
+    Running,
+    Ended,
+}
+
+/// How an attempt ended, as the agent tells it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AttemptEnd {
+    pub cause: Cause,
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    pub message: String,
+    /// Whether its process ever started.
+    pub started: bool,
+    pub run_ms: u64,
+    pub cpu_ms: u64,
+    pub max_rss_bytes: u64,
+    /// Encoded `FileList`; the engine only hands it on.
+    pub outputs: Bytes,
+    /// Bytes of the whole spool.
+    pub output_length: u64,
+    /// The spool itself when it is short.
+    pub output: Bytes,
+}
+
+impl AttemptEnd {
+    /// An end that the coordinator itself declares.
+    #[must_use]
+    pub fn declared(cause: Cause, message: impl Into<String>) -> Self {
+        Self {
+            cause,
+            exit_code: None,
+            signal: None,
+            message: message.into(),
+            started: false,
+            run_ms: 0,
+            cpu_ms: 0,
+            max_rss_bytes: 0,
+            outputs: Bytes::new(),
+            output_length: 0,
+            output: Bytes::new(),
+        }
+    }
+
+    /// Whether the task did what it should.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.cause == Cause::Exit && self.exit_code == Some(0)
+    }
+}
+
+/// What an operator does to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeChange {
+    Cordon,
+    Uncordon,
+    Drain,
+    Tag { set: std::collections::BTreeMap<String, String>, remove: Vec<String> },
+}

@@ -1,0 +1,183 @@
+//! A node as the engine knows it: what it has, what it was given, when it last spoke.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_proto::ids::{AttemptKey, BootId, SessionId, TaskKey};
+
+use super::{
+    effect::NodeView,
+    event::{Facts, NodeRecord},
+    types::{NodeState, Resources, Time},
+};
+
+/// Weight of the prior in [`Node::reliability`], in tasks.
+const PRIOR: f64 = 4.0;
+/// What is left of the record's weight after each further task: it halves in about 70.
+const AGEING: f64 = 0.99;
+
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub record: NodeRecord,
+    pub state: NodeState,
+    pub session: Option<Session>,
+    /// None until it registers for the first time since the engine was built.
+    pub facts: Option<Facts>,
+    pub used: Resources,
+    /// Tasks whose current attempt is here.
+    pub tasks: BTreeSet<TaskKey>,
+    /// Assigned and committed, but unknown to the agent: to be sent when the stream opens.
+    pub resend: Vec<AttemptKey>,
+    pub last_contact: Time,
+    pub spoke: bool,
+    pub load_permille: Option<u32>,
+    pub rtt_us: Option<u64>,
+    good: f64,
+    bad: f64,
+}
+
+/// A live registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    pub id: SessionId,
+    /// Its assignment stream is there.
+    pub open: bool,
+}
+
+impl Node {
+    /// A node from its row: it has until `now + offline_after` to come back.
+    #[must_use]
+    pub fn new(record: NodeRecord, now: Time) -> Self {
+        Self {
+            record,
+            state: NodeState::Suspect,
+            session: None,
+            facts: None,
+            used: Resources::default(),
+            tasks: BTreeSet::new(),
+            resend: Vec::new(),
+            last_contact: now,
+            spoke: false,
+            load_permille: None,
+            rtt_us: None,
+            good: 0.0,
+            bad: 0.0,
+        }
+    }
+
+    #[must_use]
+    pub fn boot(&self) -> Option<BootId> {
+        self.record.boot
+    }
+
+    /// Whether it may be given work at all.
+    #[must_use]
+    pub fn takes_work(&self) -> bool {
+        self.state == NodeState::Healthy
+            && self.session.is_some_and(|session| session.open)
+            && !self.record.cordoned
+            && !self.record.draining
+    }
+
+    /// The agent's tags, overridden by the operator's.
+    #[must_use]
+    pub fn tags(&self) -> BTreeMap<String, String> {
+        let mut tags = self.facts.as_ref().map(|facts| facts.tags.clone()).unwrap_or_default();
+        tags.extend(self.record.tags.clone());
+        tags
+    }
+
+    /// What a requirement takes here: memory 0 stands for the node's share per slot.
+    #[must_use]
+    pub fn share(&self, wanted: &Resources) -> Resources {
+        let mut share = wanted.clone();
+        if share.memory == 0
+            && let Some(facts) = &self.facts
+        {
+            share.memory = facts.total.memory / u64::from(facts.slots.max(1));
+        }
+        share
+    }
+
+    /// Whether `wanted` (a [`Self::share`]) fits beside what is used.
+    #[must_use]
+    pub fn fits(&self, wanted: &Resources) -> bool {
+        let Some(facts) = &self.facts else { return false };
+        self.used.cpu_millis + wanted.cpu_millis <= facts.total.cpu_millis
+            && self.used.memory + wanted.memory <= facts.total.memory
+            && wanted.named.iter().all(|(name, units)| {
+                self.used.named.get(name).copied().unwrap_or(0) + units
+                    <= facts.total.named.get(name).copied().unwrap_or(0)
+            })
+    }
+
+    pub fn take(&mut self, wanted: &Resources) {
+        self.used.cpu_millis += wanted.cpu_millis;
+        self.used.memory += wanted.memory;
+        for (name, units) in &wanted.named {
+            *self.used.named.entry(name.clone()).or_default() += units;
+        }
+    }
+
+    pub fn release(&mut self, wanted: &Resources) {
+        self.used.cpu_millis = self.used.cpu_millis.saturating_sub(wanted.cpu_millis);
+        self.used.memory = self.used.memory.saturating_sub(wanted.memory);
+        for (name, units) in &wanted.named {
+            if let Some(used) = self.used.named.get_mut(name) {
+                *used = used.saturating_sub(*units);
+            }
+        }
+    }
+
+    /// Thousandths of its processors that are promised.
+    #[must_use]
+    pub fn used_permille(&self) -> u64 {
+        let total = self.facts.as_ref().map_or(0, |facts| facts.total.cpu_millis);
+        (self.used.cpu_millis * 1000).checked_div(total).unwrap_or(1000)
+    }
+
+    /// Notes how an attempt here ended, in so far as the node answers for it.
+    pub fn note(&mut self, good: bool) {
+        self.good *= AGEING;
+        self.bad *= AGEING;
+        if good { self.good += 1.0 } else { self.bad += 1.0 }
+    }
+
+    /// Share of attempts that the node did not spoil, 0 to 1, with a prior of four good ones.
+    #[must_use]
+    pub fn reliability(&self) -> f64 {
+        (self.good + PRIOR) / (self.good + self.bad + PRIOR)
+    }
+
+    /// Smooths a round trip into the estimate (RFC 6298, alpha 1/8).
+    pub fn measure(&mut self, rtt_us: u64) {
+        self.rtt_us = Some(match self.rtt_us {
+            None => rtt_us,
+            Some(old) => (old * 7 + rtt_us) / 8,
+        });
+    }
+
+    /// What people see of it; `running` of its tasks have started.
+    #[must_use]
+    pub fn view(&self, now: Time, running: u32) -> NodeView {
+        let empty = Facts::default();
+        let facts = self.facts.as_ref().unwrap_or(&empty);
+        let cpu_free = facts.total.cpu_millis.saturating_sub(self.used.cpu_millis);
+        NodeView {
+            record: self.record.clone(),
+            state: self.state,
+            connected: self.session.is_some(),
+            rtt_us: self.rtt_us,
+            load_permille: self.load_permille,
+            running,
+            queued: self.tasks.len() as u32 - running,
+            reliability: self.reliability(),
+            slots: facts.slots,
+            slots_free: ((cpu_free / 1000) as u32).min(facts.slots),
+            cpu_millis_free: cpu_free,
+            memory_total: facts.total.memory,
+            memory_free: facts.total.memory.saturating_sub(self.used.memory),
+            silent_ms: self.spoke.then(|| now.since(self.last_contact)),
+            tags: self.tags(),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! A round of placement: waiting tasks meet open nodes. See `placement/README.md`.
+
+use std::collections::BTreeMap;
+
+use mesh_proto::ids::{AttemptKey, NodeId, TaskKey};
+
+use super::{
+    cancel::lost,
+    effect::{Effects, Say},
+    machine::Engine,
+    placement::{Candidates, ClassId, QueueKey},
+    task::{Phase, Placed, Task},
+    types::{Resources, TaskState, Time},
+};
+
+impl Engine {
+    /// Gives waiting tasks to open nodes, by priority and age, until one of them runs out.
+    pub(super) fn place(&mut self, now: Time, fx: &mut Effects) {
+        if self.classes.nothing_waits() || self.open.is_empty() {
+            return;
+        }
+        let mut heads = self.classes.heads();
+        let mut rounds: BTreeMap<ClassId, Candidates> = BTreeMap::new();
+        while let Some((key, class)) = heads.pop_first() {
+            let Some(wanted) = self.classes.requirements(class) else { continue };
+            let candidates = rounds.entry(class).or_insert_with(|| {
+                Candidates::gather(self.open.iter().filter_map(|id| self.nodes.get(id)), &wanted)
+            });
+            loop {
+                if !self.definition(key.job, key.task).is_some_and(super::job::Definition::has_waiting) {
+                    // This definition is served; the next one of the class may go on.
+                    if let Some(next) = self.classes.head(class) {
+                        heads.insert((next, class));
+                    }
+                    break;
+                }
+                let Some((node, share)) = candidates.choose(&self.nodes, &wanted.resources) else { break };
+                self.assign(now, key, node, share, fx);
+                if let Some(node) = self.nodes.get(&node) {
+                    candidates.offer(node);
+                }
+                if self.open.is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives the next waiting task of a definition to a node.
+    fn assign(&mut self, now: Time, queue: QueueKey, node: NodeId, share: Resources, fx: &mut Effects) {
+        let Some((key, since)) = self.next_waiting(now, queue, fx) else { return };
+        let Some(at) = self.nodes.get_mut(&node) else { return };
+        let (Some(boot), Some(session)) = (at.boot(), at.session) else { return };
+        at.take(&share);
+        at.tasks.insert(key);
+        let Some(definition) = self.definition_mut(key.job, key.task) else { return };
+        definition.again.remove(&key.index);
+        let task = definition.live.entry(key.index).or_insert(Task {
+            attempt: 0,
+            own_failures: 0,
+            losses: 0,
+            phase: Phase::Queued { since },
+        });
+        task.attempt += 1;
+        task.phase = Phase::Placed(Placed {
+            node,
+            boot,
+            taken: share,
+            assigned_at: now,
+            started_at: None,
+            sandbox: None,
+            cancelling: false,
+            unreachable: false,
+        });
+        let attempt = AttemptKey { task: key, number: task.attempt };
+        self.shift(key.job, key.task, TaskState::Queued, TaskState::Assigned, 1);
+        self.requeue(key.job, key.task);
+        self.reopen(node);
+        self.write_task(key, fx);
+        fx.says.push(Say::Dispatch { node, session: session.id, attempt });
+        fx.says.push(Say::Placed { node, waited_ms: now.since(since) });
+    }
+
+    /// Takes the next waiting task: one that was assigned before, else a new element. A task
+    /// whose node is offline is only now given up: the commit of its replacement ends it.
+    fn next_waiting(&mut self, now: Time, queue: QueueKey, fx: &mut Effects) -> Option<(TaskKey, Time)> {
+        loop {
+            let definition = self.definition_mut(queue.job, queue.task)?;
+            let Some(index) = definition.again.first().copied() else {
+                let index = definition.ready.pop()?;
+                let since = definition.ready_at;
+                return Some((TaskKey { job: queue.job, task: queue.task, index }, since));
+            };
+            let key = TaskKey { job: queue.job, task: queue.task, index };
+            match &definition.live.get(&index)?.phase {
+                Phase::Queued { since } => return Some((key, *since)),
+                Phase::Placed(_) => {
+                    // It is queued again now, unless that was one loss too many.
+                    self.end_attempt(now, key, &lost("its node is offline; it runs elsewhere now"), fx);
+                }
+                Phase::Retrying { .. } => {
+                    definition.again.remove(&index);
+                }
+            }
+        }
+    }
+
+    /// Tasks whose backoff is over wait for a node again.
+    pub(super) fn wake_retries(&mut self, now: Time) {
+        while let Some((until, key)) = self.retries.first().copied() {
+            if until > now {
+                return;
+            }
+            self.retries.remove(&(until, key));
+            let Some(definition) = self.definition_mut(key.job, key.task) else { continue };
+            let Some(task) = definition.live.get_mut(&key.index) else { continue };
+            task.phase = Phase::Queued { since: now };
+            definition.again.insert(key.index);
+            self.shift(key.job, key.task, TaskState::Retrying, TaskState::Queued, 1);
+            self.requeue(key.job, key.task);
+        }
+    }
+}
