@@ -6,4 +6,5 @@ pub mod blobs;
 pub mod engine;
 pub mod metrics;
 pub mod output;
+pub mod postgres;
 pub mod spawn;
