@@ -1,0 +1,289 @@
+//! A mesh of one test: a coordinator with its own data directory and database, a place for
+//! agents, a credential for `meshctl`, and a temporary directory that holds it all.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    Agent, AgentOptions, Gate, Job, Outcome, Reply, Running, Witness, agent, binary, http,
+    process::{Process, Signal, kill_marked, tail},
+    wait::{self, secs},
+};
+
+/// Timings that let a test see in seconds what takes half a minute in use.
+const FAST: &str = include_str!("fast.toml");
+
+/// How the coordinator is started.
+#[derive(Default)]
+pub struct MeshOptions {
+    /// Lines of configuration beside the fast ones, in front of them.
+    pub extra: String,
+    /// Addresses that nodes and clients are told; this machine's loopback when empty.
+    pub advertise: Vec<String>,
+}
+
+/// A running mesh. Ends with the value, and nothing of it is left.
+pub struct Mesh {
+    root: TempDir,
+    coordinator: Option<Process>,
+    ready: Value,
+    options: MeshOptions,
+    files: AtomicU32,
+}
+
+impl Mesh {
+    /// A coordinator that is ready.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::start_with(MeshOptions::default())
+    }
+
+    #[track_caller]
+    pub fn start_with(options: MeshOptions) -> Self {
+        let root = tempfile::Builder::new().prefix("mesh-e2e-").tempdir().expect("make a directory");
+        // Tasks and a private Postgres run as other users: they must be able to pass through.
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("open the directory");
+        for name in ["agents", "logs", "files"] {
+            fs::create_dir(root.path().join(name)).expect("make a directory");
+        }
+        let config = format!("{}{FAST}", options.extra);
+        fs::write(root.path().join("coordinator.toml"), config).expect("write the configuration");
+        let mut mesh =
+            Self { root, coordinator: None, ready: Value::Null, options, files: AtomicU32::new(0) };
+        mesh.start_coordinator();
+        mesh
+    }
+
+    /// A mesh with agents of these names, two slots each.
+    #[track_caller]
+    pub fn with_agents<const N: usize>(names: [&str; N]) -> (Self, [Agent; N]) {
+        let mesh = Self::start();
+        let agents = names.map(|name| mesh.agent(name, AgentOptions::default()));
+        (mesh, agents)
+    }
+
+    /// Starts the coordinator, at the same addresses as before if it ran before.
+    #[track_caller]
+    pub fn start_coordinator(&mut self) {
+        let address = |key: &str| self.ready[key].as_str().unwrap_or("127.0.0.1:0").to_owned();
+        let mut command = Command::new(binary::path("coordinator"));
+        command.arg("serve").arg("--data-dir").arg(self.data_dir());
+        command.arg("--config").arg(self.root.path().join("coordinator.toml"));
+        command.args(["--listen", &address("grpc"), "--join-listen", &address("join")]);
+        command.args(["--http-listen", &address("http")]);
+        if self.options.advertise.is_empty() {
+            command.args(["--advertise", "127.0.0.1"]);
+        }
+        for place in &self.options.advertise {
+            command.args(["--advertise", place]);
+        }
+        command.env_remove("DATABASE_URL").env("HOME", self.root.path());
+        let mut process = Process::start("coordinator", &mut command, &self.root.path().join("logs"));
+        self.ready = process.ready(secs(60));
+        self.coordinator = Some(process);
+    }
+
+    /// kill -9 of the coordinator.
+    pub fn kill_coordinator(&mut self) {
+        self.coordinator.take().expect("the coordinator runs").kill();
+    }
+
+    /// SIGTERM to the coordinator, and its exit status.
+    #[track_caller]
+    pub fn stop_coordinator(&mut self) -> ExitStatus {
+        let mut process = self.coordinator.take().expect("the coordinator runs");
+        process.signal(Signal::SIGTERM);
+        process.exit(secs(30))
+    }
+
+    /// What the coordinator logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.root.path().join("logs/coordinator.err")).unwrap_or_default()
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.root.path().join("coordinator")
+    }
+
+    /// A file or directory of the test's own, below the temporary directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join("files").join(name)
+    }
+
+    /// host:port of the mTLS port, the join port or the HTTP port (`grpc`, `join`, `http`).
+    pub fn address(&self, port: &str) -> &str {
+        self.ready[port].as_str().expect("the ready line names the port")
+    }
+
+    pub fn credential(&self) -> PathBuf {
+        PathBuf::from(self.ready["credential"].as_str().expect("the ready line names the credential"))
+    }
+
+    /// GETs from the HTTP port.
+    pub fn http(&self, path: &str) -> Option<Reply> {
+        http::get(self.address("http"), path)
+    }
+
+    /// The figure of a metric's line, zero when it is not there.
+    pub fn figure(&self, line: &str) -> i64 {
+        self.http("/metrics").and_then(|reply| reply.figure(line)).unwrap_or(0)
+    }
+
+    /// A witness for this test's tasks.
+    pub fn witness(&self) -> Witness {
+        Witness::new(self.path("witness"))
+    }
+
+    /// A closed gate for this test's tasks.
+    pub fn gate(&self, name: &str) -> Gate {
+        Gate::new(self.path(&format!("gate-{name}")))
+    }
+
+    /// A new token, from `meshctl token create` with further arguments.
+    #[track_caller]
+    pub fn token(&self, args: &[&str]) -> String {
+        let args: Vec<&str> = ["token", "create"].iter().chain(args).copied().collect();
+        self.meshctl(&args).ok().stdout.trim().to_owned()
+    }
+
+    /// Starts an agent and waits until it is a healthy member.
+    #[track_caller]
+    pub fn agent(&self, name: &str, options: AgentOptions) -> Agent {
+        let agent = Agent::start(name, &self.token(&[]), options, self.root.path());
+        self.node_becomes(name, "HEALTHY");
+        agent
+    }
+
+    /// One call of `agent` on a data directory of this name.
+    pub fn agent_call(&self, name: &str, args: &[&str]) -> Outcome {
+        agent::call(&self.root.path().join("agents").join(name), args)
+    }
+
+    /// One call of `coordinator` on a data directory of its own that ends by itself.
+    pub fn coordinator_call(&self, args: &[&str]) -> Outcome {
+        let mut command = Command::new(binary::path("coordinator"));
+        let (verb, rest) = args.split_first().expect("a subcommand");
+        command.arg(verb).arg("--data-dir").arg(self.path("second-coordinator")).args(rest);
+        Outcome::of(command.env_remove("DATABASE_URL").env("HOME", self.root.path()))
+    }
+
+    /// Prepares `meshctl` with this mesh's credential, to be run in the test's directory.
+    pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(binary::path("meshctl"));
+        command.args(args).current_dir(self.root.path().join("files"));
+        command
+            .env("MESH_CREDENTIAL", self.credential())
+            .env("HOME", self.root.path())
+            .env_remove("XDG_CONFIG_HOME");
+        command
+    }
+
+    /// Runs `meshctl`.
+    pub fn meshctl<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome {
+        Outcome::of(&mut self.command(args))
+    }
+
+    /// Runs `meshctl … -o json` and reads what it prints.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
+        self.meshctl(&args).ok().json()
+    }
+
+    /// Starts `meshctl` and leaves it running.
+    pub fn spawn(&self, args: &[&str]) -> Running {
+        let mut command = self.command(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("start meshctl");
+        Running::new(format!("meshctl {}", args.join(" ")), child)
+    }
+
+    /// Writes a file of the test's own, with its directories; its path.
+    pub fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a file has a directory")).expect("make directories");
+        fs::write(&path, content).expect("write a file");
+        path
+    }
+
+    /// Writes a job file of its own name beside the test's files; its path.
+    pub fn job_file(&self, text: &str) -> PathBuf {
+        let count = self.files.fetch_add(1, Ordering::Relaxed);
+        self.write(&format!("job-{count}.yaml"), text)
+    }
+
+    /// Submits a job.
+    #[track_caller]
+    pub fn submit(&self, text: &str) -> Job<'_> {
+        self.submit_with(text, &[])
+    }
+
+    /// Submits a job with further arguments.
+    #[track_caller]
+    pub fn submit_with(&self, text: &str, args: &[&str]) -> Job<'_> {
+        let file = self.job_file(text);
+        let path = file.to_str().expect("temporary paths are UTF-8");
+        let args: Vec<&str> = ["submit", path].iter().chain(args).copied().collect();
+        let out = self.meshctl(&args).ok();
+        let number = out.stdout.trim().parse().unwrap_or_else(|_| panic!("no job number from {out}"));
+        Job::new(self, number)
+    }
+
+    /// The job with a number.
+    pub fn job(&self, number: u64) -> Job<'_> {
+        Job::new(self, number)
+    }
+
+    /// A node as `meshctl nodes` shows it.
+    pub fn node(&self, name: &str) -> Option<Value> {
+        let nodes = self.meshctl(&["nodes", "-o", "json"]);
+        // While the coordinator is away there is no answer.
+        let Value::Array(nodes) = serde_json::from_str(&nodes.stdout).ok()? else { return None };
+        nodes.into_iter().find(|node| node["name"] == name)
+    }
+
+    /// Waits until a node is in a state.
+    #[track_caller]
+    pub fn node_becomes(&self, name: &str, state: &str) {
+        let what = format!("node {name} becomes {state}");
+        wait::until(secs(30), &what, || self.node(name).filter(|node| node["state"] == state));
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.print_logs();
+        }
+        if let Some(process) = &mut self.coordinator {
+            process.signal(Signal::SIGTERM);
+            wait::within(secs(5), || process.exited());
+            process.kill();
+        }
+        if !kill_marked(self.root.path(), secs(10)) {
+            eprintln!("some processes of {} could not be ended", self.root.path().display());
+        }
+    }
+}
+
+impl Mesh {
+    fn print_logs(&self) {
+        let Ok(entries) = fs::read_dir(self.root.path().join("logs")) else { return };
+        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        paths.sort();
+        for path in paths.iter().filter(|path| fs::metadata(path).is_ok_and(|data| data.len() > 0)) {
+            let name = path.file_name().map_or(path.as_path(), Path::new);
+            eprintln!("===== {}\n{}", name.display(), tail(path));
+        }
+    }
+}
