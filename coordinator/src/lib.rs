@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blobs;
+pub mod config;
 pub mod engine;
 pub mod metrics;
 pub mod output;

@@ -1,0 +1,51 @@
+//! The configuration file: TOML with the flags' names (`-` is `_`), `[timings]` and `[limits]`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use mesh_proto::v1::SandboxLevel;
+use serde::{Deserialize, Deserializer, de};
+
+use super::advertise::Advertise;
+use super::error::ConfigError;
+use super::flags;
+use super::limits::Limits;
+use super::timings::Timings;
+use super::values::DatabaseUrl;
+
+/// What the file says. See `Config` for the meaning of each key.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub data_dir: Option<PathBuf>,
+    pub listen: Option<SocketAddr>,
+    pub join_listen: Option<SocketAddr>,
+    pub http_listen: Option<SocketAddr>,
+    pub advertise: Vec<Advertise>,
+    pub database_url: Option<DatabaseUrl>,
+    pub pg_bin_dir: Option<PathBuf>,
+    #[serde(deserialize_with = "sandbox")]
+    pub default_sandbox: Option<SandboxLevel>,
+    pub timings: Timings,
+    pub limits: Limits,
+}
+
+impl File {
+    /// Reads the file. Paths in it are relative to its own directory.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut file: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::File { path: path.to_owned(), source: Box::new(source) })?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        for path in [&mut file.data_dir, &mut file.pg_bin_dir].into_iter().flatten() {
+            *path = base.join(&*path);
+        }
+        Ok(file)
+    }
+}
+
+fn sandbox<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SandboxLevel>, D::Error> {
+    let text = String::deserialize(from)?;
+    flags::sandbox(&text).map(Some).map_err(de::Error::custom)
+}
