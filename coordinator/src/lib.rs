@@ -5,6 +5,7 @@
 pub mod blobs;
 pub mod config;
 pub mod engine;
+pub mod grpc;
 pub mod metrics;
 pub mod output;
 pub mod postgres;

@@ -1,0 +1,286 @@
+//! The one layer before every service: it finds the RPC in the table, judges the caller, puts
+//! the [`Caller`] into the request, ends streams whose identity ended, bounds how long a unary
+//! call may take, counts, and carries the span.
+//!
+//! May enter: what holds for every RPC alike.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use chrono::Utc;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use mesh_certs::PeerInfo;
+use mesh_proto::code::Code;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+use tracing::{Instrument as _, Span, field, info_span};
+
+use super::{
+    auth::{self, Caller, Port, Rpc, Shape, UserRoles},
+    identities::{Identities, IdentityGuard},
+};
+use crate::metrics::Metrics;
+
+/// What the layer needs to know.
+pub struct Edge {
+    pub port: Port,
+    pub identities: Arc<Identities>,
+    pub users: Arc<dyn UserRoles>,
+    pub metrics: Arc<Metrics>,
+    /// The longest that a call without a stream from the client may take to its answer.
+    pub deadline: Duration,
+}
+
+/// Puts an [`Edge`] before a service.
+#[derive(Clone)]
+pub struct EdgeLayer(Arc<Edge>);
+
+impl EdgeLayer {
+    pub fn new(edge: Edge) -> Self {
+        Self(Arc::new(edge))
+    }
+}
+
+impl<S> Layer<S> for EdgeLayer {
+    type Service = EdgeService<S>;
+
+    fn layer(&self, inner: S) -> EdgeService<S> {
+        EdgeService { inner, edge: Arc::clone(&self.0) }
+    }
+}
+
+/// A service behind an [`Edge`].
+#[derive(Clone)]
+pub struct EdgeService<S> {
+    inner: S,
+    edge: Arc<Edge>,
+}
+
+impl<S> Service<Request<Body>> for EdgeService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // The one that is ready serves; its clone takes the next call.
+        let ready = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, ready);
+        let edge = Arc::clone(&self.edge);
+        let rpc = auth::find(request.uri().path());
+        let tally = Tally::begin(&edge.metrics, rpc);
+        let span = info_span!("rpc", method = rpc.map_or("unknown", |rpc| rpc.method), peer = field::Empty);
+        let admitted = edge.admit(&mut request, rpc, &span);
+        let answer = async move {
+            let (rpc, guard) = match admitted {
+                Ok(admitted) => admitted,
+                Err(status) => {
+                    tracing::info!(code = %Code::of(&status), reason = status.message(), "refused");
+                    return Ok(tally.refuse(&status));
+                }
+            };
+            // A stream is watched on both ways, so that neither side's half outlives the identity.
+            let guard = guard.filter(|_| rpc.shape != Shape::Unary);
+            if matches!(rpc.shape, Shape::ClientStream | Shape::Both)
+                && let Some(guard) = &guard
+            {
+                request = request.map(|body| Body::new(Watched::new(body, Some(guard.clone()), None)));
+            }
+            let ended = async {
+                match &guard {
+                    Some(guard) => guard.ended().await.status(),
+                    None => std::future::pending().await,
+                }
+            };
+            let late = async {
+                match rpc.shape {
+                    Shape::Unary | Shape::ServerStream => tokio::time::sleep(edge.deadline).await,
+                    Shape::ClientStream | Shape::Both => std::future::pending().await,
+                }
+                Code::Timeout.status(format!("the coordinator took longer than {:?}", edge.deadline))
+            };
+            let response = tokio::select! {
+                biased;
+                response = inner.call(request) => response?,
+                status = ended => return Ok(tally.refuse(&status)),
+                status = late => return Ok(tally.refuse(&status)),
+            };
+            Ok(tally.follow(response, guard))
+        };
+        Box::pin(answer.instrument(span))
+    }
+}
+
+impl Edge {
+    fn admit(
+        &self,
+        request: &mut Request<Body>,
+        rpc: Option<&'static Rpc>,
+        span: &Span,
+    ) -> Result<(&'static Rpc, Option<IdentityGuard>), Status> {
+        let info = request.extensions().get::<PeerInfo>().cloned();
+        let peer = info.as_ref().and_then(|info| info.peer.clone());
+        match (&peer, &info) {
+            (Some(peer), _) => span.record("peer", field::display(&peer.identity)),
+            (None, Some(info)) => span.record("peer", field::display(info.addr)),
+            (None, None) => span,
+        };
+        let rpc = rpc.filter(|rpc| rpc.port == self.port);
+        let rpc = rpc.ok_or_else(|| Status::unimplemented("no such call is served on this port"))?;
+        if rpc.port == Port::Join {
+            return Ok((rpc, None));
+        }
+        let (Some(info), Some(peer)) = (info, peer) else {
+            return Err(Code::Unauthenticated.status("no certificate of this mesh"));
+        };
+        let guard = self
+            .identities
+            .guard(&peer.identity, peer.not_after, Utc::now())
+            .map_err(super::identities::Ended::status)?;
+        let role = auth::role_of(&peer.identity, self.users.as_ref())
+            .filter(|role| rpc.roles.contains(role))
+            .ok_or_else(|| {
+                let Rpc { service, method, .. } = rpc;
+                Code::Denied.status(format!("{} may not call {service}/{method}", peer.identity))
+            })?;
+        request.extensions_mut().insert(Caller { peer, role, addr: info.addr });
+        Ok((rpc, Some(guard)))
+    }
+}
+
+/// Counts one RPC, once, whatever becomes of it.
+struct Tally {
+    metrics: Arc<Metrics>,
+    rpc: Option<&'static Rpc>,
+    began: Instant,
+    done: bool,
+}
+
+impl Tally {
+    fn begin(metrics: &Arc<Metrics>, rpc: Option<&'static Rpc>) -> Self {
+        Self { metrics: Arc::clone(metrics), rpc, began: Instant::now(), done: false }
+    }
+
+    fn end(&mut self, code: tonic::Code) {
+        if !std::mem::replace(&mut self.done, true) {
+            let rpc = self.rpc.map(|rpc| (rpc.service, rpc.method));
+            self.metrics.rpc_ended(rpc, code, self.began.elapsed());
+        }
+    }
+
+    fn refuse(mut self, status: &Status) -> Response<Body> {
+        self.end(status.code());
+        status.clone().into_http()
+    }
+
+    /// Watches the response to its end, where its code is, or takes it from the head.
+    fn follow(mut self, response: Response<Body>, guard: Option<IdentityGuard>) -> Response<Body> {
+        if let Some(code) = code_in(response.headers()) {
+            self.end(code);
+            return response;
+        }
+        response.map(|body| Body::new(Watched::new(body, guard, Some(self))))
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.end(tonic::Code::Cancelled);
+    }
+}
+
+fn code_in(headers: &HeaderMap) -> Option<tonic::Code> {
+    Some(tonic::Code::from_bytes(headers.get("grpc-status")?.as_bytes()))
+}
+
+/// A body that ends with an identity: a response's by a status in its trailers, a request's by
+/// an error for whoever reads it.
+struct Watched {
+    inner: Body,
+    guard: Option<(IdentityGuard, Pin<Box<WaitForCancellationFutureOwned>>)>,
+    /// Of a response.
+    tally: Option<Tally>,
+    span: Span,
+    done: bool,
+}
+
+impl Watched {
+    fn new(inner: Body, guard: Option<IdentityGuard>, tally: Option<Tally>) -> Self {
+        let guard = guard.map(|guard| {
+            let token = Box::pin(guard.token());
+            (guard, token)
+        });
+        Self { inner, guard, tally, span: Span::current(), done: false }
+    }
+
+    fn ended(&mut self, cx: &mut Context<'_>) -> Option<Status> {
+        let (guard, token) = self.guard.as_mut()?;
+        token.as_mut().poll(cx).is_ready().then(|| guard.has_ended())?.map(super::identities::Ended::status)
+    }
+
+    fn end_with(&mut self, status: Status) -> Result<Frame<Bytes>, Status> {
+        self.done = true;
+        self.inner = Body::empty();
+        let Some(tally) = &mut self.tally else { return Err(status) };
+        tally.end(status.code());
+        let mut trailers = HeaderMap::new();
+        status.add_header(&mut trailers)?;
+        Ok(Frame::trailers(trailers))
+    }
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let span = this.span.clone();
+        let _entered = span.enter();
+        if this.done {
+            return Poll::Ready(None);
+        }
+        if let Some(status) = this.ended(cx) {
+            return Poll::Ready(Some(this.end_with(status)));
+        }
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        if let Some(tally) = &mut this.tally {
+            match &frame {
+                Some(Ok(frame)) => {
+                    if let Some(code) = frame.trailers_ref().and_then(code_in) {
+                        tally.end(code);
+                    }
+                }
+                Some(Err(status)) => tally.end(status.code()),
+                None => tally.end(tonic::Code::Unknown),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.done || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+#[path = "layer_tests.rs"]
+mod tests;

@@ -1,0 +1,29 @@
+//! The services that gRPC itself defines: health and reflection.
+
+use tonic_health::{
+    pb::health_server::{Health, HealthServer},
+    server::HealthReporter,
+};
+use tonic_reflection::server::{Builder, v1, v1alpha};
+
+/// The health service and what sets it. The empty name speaks for the whole server and begins
+/// as serving; set it to not serving on a stand-by and during a shutdown.
+pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
+    tonic_health::server::health_reporter()
+}
+
+/// Reflection in both of its versions, over `mesh.v1` and the health service.
+pub fn reflection() -> Result<
+    (
+        v1::ServerReflectionServer<impl v1::ServerReflection>,
+        v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection>,
+    ),
+    tonic_reflection::server::Error,
+> {
+    let builder = || {
+        Builder::configure()
+            .register_encoded_file_descriptor_set(mesh_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok((builder().build_v1()?, builder().build_v1alpha()?))
+}

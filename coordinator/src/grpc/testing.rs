@@ -1,0 +1,136 @@
+//! A gRPC server on loopback whose connections claim to be of a given peer.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use mesh_certs::{Closer, Identity, Peer, PeerInfo};
+use mesh_proto::ids::NodeId;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::Routes,
+    transport::{Channel, Endpoint, Server, server::Connected},
+};
+
+use super::{
+    auth::{EveryUserIsAdmin, Port},
+    identities::Identities,
+    layer::{Edge, EdgeLayer},
+};
+use crate::{
+    metrics::Metrics,
+    spawn::{AbortOnDrop, spawn_owned},
+};
+
+pub(crate) fn user() -> Identity {
+    Identity::User("ada".into())
+}
+
+pub(crate) fn node() -> Identity {
+    Identity::Node(NodeId::generate())
+}
+
+pub(crate) struct Rig {
+    pub channel: Channel,
+    pub identities: Arc<Identities>,
+    pub metrics: Arc<Metrics>,
+    pub shutdown: CancellationToken,
+    _server: AbortOnDrop<()>,
+}
+
+impl Rig {
+    /// Serves `routes` to connections of `identity`.
+    pub(crate) async fn new(routes: Routes, port: Port, identity: Option<Identity>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let identities = Identities::new(shutdown.clone());
+        let metrics = Arc::new(Metrics::new("test").unwrap());
+        let edge = Edge {
+            port,
+            identities: Arc::clone(&identities),
+            users: Arc::new(EveryUserIsAdmin),
+            metrics: Arc::clone(&metrics),
+            deadline: Duration::from_millis(200),
+        };
+        let peer = identity.map(|identity| Peer {
+            identity,
+            not_after: expiry(),
+            fingerprint: [0; 32],
+            key_fingerprint: [0; 32],
+        });
+        let incoming = TcpListenerStream::new(listener).map(move |stream| {
+            let info = PeerInfo { addr, peer: peer.clone(), closer: Closer::default() };
+            stream.map(|stream| Claimed { stream, info })
+        });
+        let server = Server::builder().layer(EdgeLayer::new(edge)).add_routes(routes);
+        let server = spawn_owned("test server", async move {
+            server.serve_with_incoming(incoming).await.unwrap();
+        });
+        let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
+        Self { channel, identities, metrics, shutdown, _server: server }
+    }
+
+    /// Waits until the metrics have this line.
+    pub(crate) async fn counted(&self, line: &str) {
+        let seen = async {
+            while !self.metrics.encode().unwrap().lines().any(|l| l == line) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let seen = tokio::time::timeout(Duration::from_secs(10), seen).await;
+        assert!(seen.is_ok(), "{line:?} is missing in\n{}", self.metrics.encode().unwrap());
+    }
+}
+
+/// When the certificates of the test connections end.
+pub(crate) fn expiry() -> DateTime<Utc> {
+    Utc::now() + TimeDelta::hours(1)
+}
+
+struct Claimed {
+    stream: TcpStream,
+    info: PeerInfo,
+}
+
+impl Connected for Claimed {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for Claimed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Claimed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
