@@ -6,6 +6,7 @@ pub mod blobs;
 pub mod config;
 pub mod engine;
 pub mod grpc;
+pub mod http;
 pub mod metrics;
 pub mod output;
 pub mod postgres;
