@@ -19,6 +19,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::mpsc,
+    task::AbortHandle,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -63,10 +64,10 @@ pub enum Refusal {
     Slow(Duration),
     #[error("the handshake failed: {0}")]
     Handshake(String),
-    #[error("a handshake from this address gave way: too many are under way")]
+    #[error("its handshake gave way to a newer one: too many are under way")]
     HandshakeCrowd,
-    #[error("a connection of {0} gave way: too many are open")]
-    ConnectionCrowd(String),
+    #[error("its connection gave way to a newer one: too many are open")]
+    ConnectionCrowd,
     #[error("connections cannot be accepted: {0}")]
     Listener(String),
 }
@@ -78,12 +79,24 @@ enum Party {
     Address(IpAddr),
 }
 
+/// An open connection, as the crowd knows it.
+struct Open {
+    addr: SocketAddr,
+    closer: Closer,
+}
+
+/// A handshake under way, as the crowd knows it.
+struct HalfOpen {
+    addr: SocketAddr,
+    task: AbortHandle,
+}
+
 struct Shared<F> {
     acceptor: TlsAcceptor,
     mesh: MeshId,
     limits: AcceptLimits,
     on_refused: F,
-    open: Crowd<Party>,
+    open: Crowd<Party, Open>,
     ready: mpsc::Sender<io::Result<Conn>>,
 }
 
@@ -117,7 +130,8 @@ async fn accept<F>(listener: TcpListener, shared: Arc<Shared<F>>)
 where
     F: Fn(Option<SocketAddr>, &Refusal) + Send + Sync + 'static,
 {
-    let half_open: Crowd<IpAddr> = Crowd::new(shared.limits.max_handshakes);
+    let half_open: Crowd<IpAddr, HalfOpen> = Crowd::new(shared.limits.max_handshakes);
+    let refuse = |addr, refusal: &Refusal| (shared.on_refused)(addr, refusal);
     let mut backoff = BACKOFF.0;
     loop {
         let accepted = tokio::select! {
@@ -127,29 +141,34 @@ where
         match accepted {
             Ok((tcp, addr)) => {
                 backoff = BACKOFF.0;
-                let task = Arc::clone(&shared);
+                let shared = Arc::clone(&shared);
                 let evicted = half_open.enter(addr.ip(), move |place| {
-                    let running = spawn("handshake", async move {
+                    let task = spawn("handshake", async move {
                         let _place = place;
-                        handshake(tcp, addr, &task).await;
+                        handshake(tcp, addr, &shared).await;
                     });
-                    Box::new(move || running.abort())
+                    HalfOpen { addr, task }
                 });
-                if let Some(ip) = evicted {
-                    (shared.on_refused)(Some(SocketAddr::new(ip, 0)), &Refusal::HandshakeCrowd);
+                if let Some(HalfOpen { addr, task }) = evicted {
+                    task.abort();
+                    refuse(Some(addr), &Refusal::HandshakeCrowd);
                 }
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 // Most likely out of descriptors: give one back, and do not spin.
-                (shared.on_refused)(None, &Refusal::Listener(error.to_string()));
-                half_open.evict();
+                refuse(None, &Refusal::Listener(error.to_string()));
+                if let Some(HalfOpen { task, .. }) = half_open.evict() {
+                    task.abort();
+                }
                 sleep(backoff).await;
                 backoff = (backoff * 2).min(BACKOFF.1);
             }
         }
     }
-    half_open.clear();
+    while let Some(HalfOpen { task, .. }) = half_open.evict() {
+        task.abort();
+    }
 }
 
 fn is_of_one_connection(error: &io::Error) -> bool {
@@ -204,14 +223,11 @@ where
     let mut place: Option<Place> = None;
     let evicted = shared.open.enter(party, |taken| {
         place = Some(taken);
-        Box::new(move || closer.close())
+        Open { addr, closer }
     });
-    if let Some(party) = evicted {
-        let name = match party {
-            Party::Member(identity) => identity.to_string(),
-            Party::Address(ip) => ip.to_string(),
-        };
-        (shared.on_refused)(Some(addr), &Refusal::ConnectionCrowd(name));
+    if let Some(Open { addr, closer }) = evicted {
+        closer.close();
+        (shared.on_refused)(Some(addr), &Refusal::ConnectionCrowd);
     }
     if let Some(place) = place {
         permit.send(Ok(Conn::new(stream, info, place)));

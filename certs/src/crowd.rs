@@ -7,90 +7,72 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Ends what holds a place.
-type End = Box<dyn FnOnce() + Send>;
-
-/// The places, shared by those who hold one. Parties are told apart by `K`.
-pub(crate) struct Crowd<K> {
-    inner: Arc<Mutex<Inner<K>>>,
+/// The places. Parties are told apart by `K`; `H` is what ends the holder of a place.
+pub(crate) struct Crowd<K, H> {
+    inner: Arc<Mutex<Inner<K, H>>>,
 }
 
-struct Inner<K> {
+struct Inner<K, H> {
     size: usize,
     next: u64,
     /// By age.
-    places: BTreeMap<u64, (K, End)>,
+    places: BTreeMap<u64, (K, H)>,
     counts: HashMap<K, usize>,
 }
 
-impl<K: Clone + Eq + Hash + Send + 'static> Crowd<K> {
+impl<K, H> Crowd<K, H>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    H: Send + 'static,
+{
     pub(crate) fn new(size: usize) -> Self {
         let inner = Inner { size: size.max(1), next: 0, places: BTreeMap::new(), counts: HashMap::new() };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
-    /// Takes a place for `party`. `start` gets it, to hold while it lasts, and gives back how to
-    /// end the holder. Returns whose place was taken for it, if one was.
-    pub(crate) fn enter(&self, party: K, start: impl FnOnce(Place) -> End) -> Option<K> {
-        let mut inner = lock(&self.inner);
-        let loser = if inner.places.len() >= inner.size { inner.oldest_of_largest() } else { None };
-        let evicted = loser.and_then(|id| inner.remove(id));
+    /// Takes a place for `party`. `start` gets it, to hold while it lasts, and must neither drop
+    /// it nor block. Returns what had to give way; the caller ends it.
+    pub(crate) fn enter(&self, party: K, start: impl FnOnce(Place) -> H) -> Option<H> {
+        let mut inner = self.lock();
+        let evicted = if inner.places.len() >= inner.size { inner.evict() } else { None };
         let id = inner.next;
         inner.next += 1;
-        let shared = Arc::clone(&self.inner);
-        // The holder may end at once: its place is freed only after this lock is let go.
-        let end = start(Place { leave: Some(Box::new(move || drop(lock(&shared).remove(id)))) });
+        let crowd = Self { inner: Arc::clone(&self.inner) };
+        // A holder that ends at once frees its place only after this lock is let go.
+        let holder = start(Place { leave: Some(Box::new(move || drop(crowd.lock().remove(id)))) });
         *inner.counts.entry(party.clone()).or_default() += 1;
-        inner.places.insert(id, (party, end));
-        drop(inner);
-        let (party, end) = evicted?;
-        end();
-        Some(party)
+        inner.places.insert(id, (party, holder));
+        evicted
     }
 
-    /// Ends one holder, as for a newcomer, to free what it holds.
-    pub(crate) fn evict(&self) -> Option<K> {
-        let mut inner = lock(&self.inner);
-        let id = inner.oldest_of_largest()?;
-        let (party, end) = inner.remove(id)?;
-        drop(inner);
-        end();
-        Some(party)
+    /// Frees one place, as for a newcomer. The caller ends its holder.
+    pub(crate) fn evict(&self) -> Option<H> {
+        self.lock().evict()
     }
 
-    /// Ends all.
-    pub(crate) fn clear(&self) {
-        while self.evict().is_some() {}
+    fn lock(&self) -> MutexGuard<'_, Inner<K, H>> {
+        // Nothing under this lock can leave it half changed.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K> Clone for Crowd<K> {
-    fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
-    }
-}
-
-impl<K: Clone + Eq + Hash> Inner<K> {
-    fn oldest_of_largest(&self) -> Option<u64> {
+impl<K: Clone + Eq + Hash, H> Inner<K, H> {
+    fn evict(&mut self) -> Option<H> {
         let most = *self.counts.values().max()?;
-        self.places.iter().find(|(_, (party, _))| self.counts.get(party) == Some(&most)).map(|(id, _)| *id)
+        let (id, _) = self.places.iter().find(|(_, (party, _))| self.counts.get(party) == Some(&most))?;
+        self.remove(*id)
     }
 
-    fn remove(&mut self, id: u64) -> Option<(K, End)> {
-        let (party, end) = self.places.remove(&id)?;
+    fn remove(&mut self, id: u64) -> Option<H> {
+        let (party, holder) = self.places.remove(&id)?;
         if let Some(count) = self.counts.get_mut(&party) {
             *count -= 1;
             if *count == 0 {
                 self.counts.remove(&party);
             }
         }
-        Some((party, end))
+        Some(holder)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing under this lock can leave it half changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Held while a place is taken; dropping it frees the place.
@@ -103,5 +85,51 @@ impl Drop for Place {
         if let Some(leave) = self.leave.take() {
             leave();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Enters and keeps the place; returns who gave way.
+    fn enter(
+        crowd: &Crowd<&'static str, &'static str>,
+        kept: &mut Vec<Place>,
+        party: &'static str,
+        name: &'static str,
+    ) -> Option<&'static str> {
+        crowd.enter(party, |place| {
+            kept.push(place);
+            name
+        })
+    }
+
+    #[test]
+    fn a_flood_crowds_out_itself_alone() {
+        let crowd = Crowd::new(3);
+        let mut kept = Vec::new();
+        assert_eq!(enter(&crowd, &mut kept, "legit", "first"), None);
+        assert_eq!(enter(&crowd, &mut kept, "flood", "f1"), None);
+        assert_eq!(enter(&crowd, &mut kept, "flood", "f2"), None);
+        assert_eq!(enter(&crowd, &mut kept, "flood", "f3"), Some("f1"));
+        assert_eq!(enter(&crowd, &mut kept, "other", "second"), Some("f2"));
+        assert_eq!(crowd.lock().places.len(), 3);
+    }
+
+    #[test]
+    fn a_place_that_was_left_is_free_and_an_evicted_holder_frees_nothing_twice() {
+        let crowd = Crowd::new(2);
+        let mut kept = Vec::new();
+        enter(&crowd, &mut kept, "a", "a1");
+        enter(&crowd, &mut kept, "a", "a2");
+        kept.pop();
+        assert_eq!(enter(&crowd, &mut kept, "b", "b1"), None);
+        assert_eq!(enter(&crowd, &mut kept, "b", "b2"), Some("a1"));
+        // The place of `a1`, which gave way, is dropped only now.
+        kept.remove(0);
+        assert_eq!(crowd.lock().places.len(), 2);
+        drop(kept);
+        assert!(crowd.lock().places.is_empty() && crowd.lock().counts.is_empty());
     }
 }
