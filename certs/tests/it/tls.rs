@@ -155,14 +155,15 @@ async fn no_certificate_no_entry() {
     let mesh = Mesh::new();
     let server = mesh.serve().await;
     let config = plain_client(&mesh, None);
-    // Many tools speak before they listen; their words must not cost them the reason.
-    for _ in 0..20 {
-        let mut stream = connect(&config, server.addr).await;
-        let _ = stream.write_all(&[0; 4096]).await;
-        let error = stream.read(&mut [0; 64]).await.expect_err("the server spoke to a stranger");
-        assert!(error.to_string().contains("CertificateRequired"), "{error}");
-    }
+    let mut stream = connect(&config, server.addr).await;
     server.wait_for_refusal("it presented no certificate").await;
+    // Many tools speak before they listen; a broken pipe must not hide the reason from them.
+    for _ in 0..8 {
+        stream.write_all(&[0; 1024]).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+    let error = stream.read(&mut [0; 64]).await.expect_err("the server spoke to a stranger");
+    assert!(error.to_string().contains("CertificateRequired"), "{error}");
 }
 
 #[tokio::test]
