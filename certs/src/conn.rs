@@ -83,6 +83,11 @@ impl Closer {
     pub fn is_closed(&self) -> bool {
         self.0.closed.load(Ordering::Acquire)
     }
+
+    /// Whether this is the last trace of its connection, which has ended by itself.
+    pub fn is_orphan(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
 }
 
 impl fmt::Debug for Closer {

@@ -1,9 +1,10 @@
 //! Who is let in, for as long as they are: one token for each identity, cancelled when it is
 //! revoked, when the newest certificate seen of it has expired, or when the process shuts down.
 //!
-//! TLS looks at a certificate once, at the handshake. So every RPC asks here, and every stream
-//! holds a guard and ends with it. A renewed certificate carries the identity's streams on,
-//! though their connection still shows the old one.
+//! TLS looks at a certificate once, at the handshake. So every RPC asks here, every stream
+//! holds a guard and ends with it, and connections are closed once their streams were told. A
+//! renewed certificate carries the identity's streams on, though their connection still shows
+//! the old one.
 //!
 //! May enter: the life of identities. What they may do is `auth`'s business.
 
@@ -14,7 +15,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use mesh_certs::Identity;
+use mesh_certs::{Closer, Identity, PeerInfo};
 use mesh_proto::code::Code;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
@@ -54,6 +55,9 @@ struct Entry {
     /// The newest expiry of a certificate seen.
     not_after: DateTime<Utc>,
     revoked: bool,
+    connections: Vec<Closer>,
+    /// A sweep saw the end: the next one closes the connections.
+    told: bool,
 }
 
 struct Life {
@@ -63,6 +67,10 @@ struct Life {
 }
 
 impl Life {
+    fn new(shutdown: &CancellationToken) -> Arc<Self> {
+        Arc::new(Self { token: shutdown.child_token(), ended: OnceLock::new() })
+    }
+
     fn end(&self, why: Ended) {
         // Only the first reason counts.
         let _ = self.ended.set(why);
@@ -113,11 +121,26 @@ impl Identities {
         identity: &Identity,
         not_after: DateTime<Utc>,
     ) -> &'a mut Entry {
-        entries.entry(identity.clone()).or_insert_with(|| Entry {
-            life: Arc::new(Life { token: self.shutdown.child_token(), ended: OnceLock::new() }),
+        let entry = entries.entry(identity.clone()).or_insert_with(|| Entry {
+            life: Life::new(&self.shutdown),
             not_after,
             revoked: false,
-        })
+            connections: Vec::new(),
+            told: false,
+        });
+        if not_after > entry.not_after {
+            entry.not_after = not_after;
+            self.revive(entry);
+        }
+        entry
+    }
+
+    /// One that had expired came back with a newer certificate.
+    fn revive(&self, entry: &mut Entry) {
+        if entry.life.ended.get() == Some(&Ended::Expired) && !entry.revoked {
+            entry.life = Life::new(&self.shutdown);
+            entry.told = false;
+        }
     }
 
     /// Whether a request on a connection whose certificate ends at `not_after` is served.
@@ -139,15 +162,25 @@ impl Identities {
             return Err(Ended::Expired);
         }
         let entry = self.entry(&mut entries, identity, newest);
-        entry.not_after = newest;
+        // The clock may have been set back since.
+        self.revive(entry);
         Ok(IdentityGuard(Arc::clone(&entry.life)))
+    }
+
+    /// A connection was accepted: it is closed when its identity ends.
+    pub fn connected(&self, info: &PeerInfo) {
+        let Some(peer) = &info.peer else { return };
+        let mut entries = self.lock();
+        let connections = &mut self.entry(&mut entries, &peer.identity, peer.not_after).connections;
+        if connections.len() == connections.capacity() {
+            connections.retain(|closer| !closer.is_orphan());
+        }
+        connections.push(info.closer.clone());
     }
 
     /// A new certificate was issued to the identity: what it has open goes on.
     pub fn renewed(&self, identity: &Identity, not_after: DateTime<Utc>) {
-        let mut entries = self.lock();
-        let entry = self.entry(&mut entries, identity, not_after);
-        entry.not_after = entry.not_after.max(not_after);
+        self.entry(&mut self.lock(), identity, not_after);
     }
 
     /// Ends everything that the identity has open and lets nothing new in. For those known from
@@ -164,14 +197,20 @@ impl Identities {
         self.lock().get(identity).is_some_and(|entry| entry.revoked)
     }
 
-    /// Ends what has expired.
+    /// Ends what has expired, and closes the connections of what ended before the last sweep,
+    /// so that a stream's end has time to arrive.
     pub fn sweep(&self, now: DateTime<Utc>) {
         self.lock().retain(|_, entry| {
-            let expired = entry.not_after <= now;
-            if expired {
+            if entry.not_after <= now {
                 entry.life.end(Ended::Expired);
             }
-            entry.revoked || !expired
+            if !entry.life.token.is_cancelled() || !std::mem::replace(&mut entry.told, true) {
+                return true;
+            }
+            for connection in entry.connections.drain(..) {
+                connection.close();
+            }
+            entry.revoked
         });
     }
 
@@ -186,6 +225,7 @@ impl Identities {
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
+    use mesh_certs::Peer;
 
     use super::*;
 
@@ -227,6 +267,57 @@ mod tests {
         let fresh = identities.guard(&user("a"), at(40), at(22)).unwrap();
         identities.sweep(at(30));
         assert_eq!((fresh.has_ended(), guard.has_ended()), (None, Some(Ended::Expired)));
+    }
+
+    fn connection(name: &str, not_after: DateTime<Utc>) -> PeerInfo {
+        let identity = user(name);
+        let peer = Peer { identity, not_after, fingerprint: [0; 32], key_fingerprint: [0; 32] };
+        PeerInfo { addr: ([127, 0, 0, 1], 1).into(), peer: Some(peer), closer: Closer::default() }
+    }
+
+    #[test]
+    fn the_connections_of_who_is_out_are_closed_and_no_others() {
+        let identities = Identities::new(CancellationToken::new());
+        let (revoked, expired, valid) =
+            (connection("a", at(100)), connection("b", at(10)), connection("c", at(100)));
+        for info in [&revoked, &expired, &valid] {
+            identities.connected(info);
+        }
+        identities.revoke(&user("a"));
+        identities.sweep(at(10));
+        assert!(!revoked.closer.is_closed(), "closed before its streams could tell why");
+        identities.sweep(at(11));
+        let closed = [&revoked, &expired, &valid].map(|info| info.closer.is_closed());
+        assert_eq!(closed, [true, true, false]);
+        // One that joined again keeps its new connection, though the old certificate had expired.
+        identities.connected(&connection("d", at(5)));
+        identities.sweep(at(12));
+        let again = connection("d", at(50));
+        identities.connected(&again);
+        identities.sweep(at(13));
+        identities.sweep(at(14));
+        assert!(!again.closer.is_closed());
+        // A revoked one that slipped through its handshake meanwhile does not stay either.
+        let late = connection("a", at(100));
+        identities.connected(&late);
+        identities.sweep(at(12));
+        assert!(late.closer.is_closed());
+    }
+
+    #[test]
+    fn connections_that_come_and_go_leave_nothing() {
+        let identities = Identities::new(CancellationToken::new());
+        let kept = connection("a", at(100));
+        identities.connected(&kept);
+        for _ in 0..1000 {
+            identities.connected(&connection("a", at(100)));
+        }
+        let held = identities.lock()[&user("a")].connections.len();
+        assert!(held < 10, "{held} connections are remembered, one is open");
+        identities.revoke(&user("a"));
+        identities.sweep(at(0));
+        identities.sweep(at(0));
+        assert!(kept.closer.is_closed());
     }
 
     #[tokio::test]
