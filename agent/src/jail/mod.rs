@@ -30,9 +30,28 @@
 //! - Nothing of a task is alive when its end is told.
 
 pub mod client;
+mod clock;
+mod conn;
+mod entry;
+mod keeper;
+mod plan;
+mod probe;
 pub mod protocol;
+pub mod record;
+mod running;
+mod server;
+mod spool;
+mod sweep;
+mod sys;
 
 pub use client::{Client, ClientError, Events, Options};
+pub use entry::main;
 pub use protocol::{
     Event, ExitCause, ExitRecord, Layer, Level, Probe, Rlimits, StartRequest, Started, State, Status,
 };
+pub use record::{RecordError, read_exit_record};
+
+/// A line for the operator, on the jail's stderr (its log once it is detached).
+fn log(line: &str) {
+    eprintln!("{} mesh-jail[{}]: {line}", chrono::Utc::now().to_rfc3339(), std::process::id());
+}

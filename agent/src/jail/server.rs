@@ -1,0 +1,563 @@
+//! The jail's event loop: one thread, one epoll. A turn takes each ready descriptor once, so a
+//! task that never stops writing costs the others one piece each; then what is due, then what
+//! is to be sent. Holds every attempt until the daemon forgets it.
+
+use std::{
+    collections::HashMap,
+    io,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mesh_proto::ids::AttemptKey;
+use rustix::{
+    event::epoll::{self, EventData, EventFlags},
+    io::Errno,
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec},
+};
+
+use super::{
+    clock,
+    conn::{Conn, ConnError},
+    log,
+    plan::{self, Facts, Places},
+    protocol::{Answer, Call, Event, ExitCause, ExitRecord, Message, Op, Probe, StartRequest, State, Status},
+    record,
+    running::{Running, Source},
+    spool::Buffer,
+    sweep,
+    sys::{self, Signals},
+};
+
+/// How long a jail with nothing to do waits for a daemon.
+const IDLE: Duration = Duration::from_mins(1);
+/// How long an ending jail waits for a daemon to take what it was told.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How soon it looks again for what a killed keeper left.
+const SWEEP: Duration = Duration::from_millis(5);
+/// Connections that have not greeted yet.
+const STRANGERS: usize = 8;
+/// Events taken in one turn.
+const TURN: usize = 128;
+
+const LISTENER: u64 = u64::MAX;
+const SIGNALS: u64 = u64::MAX - 1;
+const TIMER: u64 = u64::MAX - 2;
+/// Marks the number of a connection; the others are attempts, two bits for the source.
+const CONN: u64 = 1 << 63;
+
+/// What the loop is given.
+pub struct Options {
+    /// The jail's own directory: hidden from every task.
+    pub dir: PathBuf,
+    pub facts: Facts,
+    pub probe: Probe,
+    pub orphan_timeout: Duration,
+}
+
+/// Everything that the jail knows.
+pub struct Server {
+    options: Options,
+    listener: UnixListener,
+    epoll: OwnedFd,
+    signals: OwnedFd,
+    timer: OwnedFd,
+    armed: Option<Duration>,
+    null: OwnedFd,
+    running: HashMap<u64, Running>,
+    /// Dead keepers' attempts whose processes may live on.
+    limbo: Vec<Running>,
+    sweep_at: Option<Duration>,
+    known: HashMap<AttemptKey, Known>,
+    conns: HashMap<u64, Conn>,
+    daemon: Option<u64>,
+    /// Since when no daemon is connected.
+    alone_since: Option<Duration>,
+    idle_since: Duration,
+    ending: bool,
+    next: u64,
+    buffer: Buffer,
+}
+
+enum Known {
+    Running(u64),
+    Ended(ExitRecord),
+}
+
+impl Server {
+    /// Ready to run; signals must be blocked already, as `entry` does.
+    pub fn new(options: Options, listener: UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let signals = Signals::of(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT]).descriptor()?;
+        let timer = rustix::time::timerfd_create(
+            TimerfdClockId::Boottime,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
+        epoll::add(&epoll, &signals, EventData::new_u64(SIGNALS), EventFlags::IN)?;
+        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
+        let now = clock::boot();
+        Ok(Self {
+            options,
+            listener,
+            epoll,
+            signals,
+            timer,
+            armed: None,
+            null: std::fs::File::open("/dev/null")?.into(),
+            running: HashMap::new(),
+            limbo: Vec::new(),
+            sweep_at: None,
+            known: HashMap::new(),
+            conns: HashMap::new(),
+            daemon: None,
+            alone_since: Some(now),
+            idle_since: now,
+            ending: false,
+            next: 0,
+            buffer: Buffer::new(),
+        })
+    }
+
+    /// Turns until there is nothing left to do.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut ready = [MaybeUninit::uninit(); TURN];
+        loop {
+            self.flush();
+            if self.finished() {
+                return Ok(());
+            }
+            self.arm()?;
+            let events = match epoll::wait(&self.epoll, &mut ready, None) {
+                Ok((events, _)) => events,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            for event in events {
+                let (data, flags) = (event.data.u64(), event.flags);
+                self.take(data, flags);
+            }
+            self.tick();
+        }
+    }
+
+    fn take(&mut self, data: u64, flags: EventFlags) {
+        match data {
+            LISTENER => self.accept(),
+            SIGNALS => self.take_signals(),
+            TIMER => {
+                let _count = rustix::io::read(&self.timer, &mut [0; 8]);
+                self.armed = None;
+            }
+            data if data & CONN != 0 => self.serve(data, flags),
+            data => {
+                let source = match data & 3 {
+                    0 => Source::Control,
+                    1 => Source::Stdout,
+                    _ => Source::Stderr,
+                };
+                self.attend(data >> 2, source);
+            }
+        }
+    }
+
+    /// A descriptor of an attempt is ready.
+    fn attend(&mut self, number: u64, source: Source) {
+        let Some(running) = self.running.get_mut(&number) else { return };
+        match source {
+            Source::Control => {
+                if let Some(started) = running.listen() {
+                    self.tell(&Event::Started(started));
+                }
+            }
+            Source::Stdout | Source::Stderr => running.pump(source, self.epoll.as_fd(), &mut self.buffer),
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let mut info = [0; 128];
+        while let Ok(128) = rustix::io::read(&self.signals, &mut info) {
+            // The first field is the signal's number.
+            let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+            if signal != libc::SIGCHLD {
+                log("told to end by a signal: ending all tasks");
+                self.shut();
+            }
+        }
+        while let Ok(Some(dead)) = sys::reap() {
+            let number = self.running.iter().find(|(_, running)| running.keeper.pid == dead.pid);
+            if let Some((&number, _)) = number
+                && let Some(mut running) = self.running.remove(&number)
+            {
+                if let Some(started) = running.started.is_none().then(|| running.listen()).flatten() {
+                    self.tell(&Event::Started(started));
+                }
+                if running.buried(&dead) {
+                    self.unwatch(&running);
+                    self.limbo.push(running);
+                    self.sweep_at = Some(Duration::ZERO);
+                } else {
+                    self.finish(running);
+                }
+            }
+        }
+    }
+
+    fn unwatch(&self, running: &Running) {
+        for (_, fd) in running.sources() {
+            let _gone = epoll::delete(&self.epoll, fd);
+        }
+    }
+
+    fn finish(&mut self, running: Running) {
+        self.unwatch(&running);
+        let record = running.finish(&mut self.buffer);
+        self.ended(record);
+    }
+
+    fn ended(&mut self, record: ExitRecord) {
+        self.known.insert(record.attempt, Known::Ended(record.clone()));
+        self.tell(&Event::Ended(record));
+        self.idle_since = clock::boot();
+    }
+
+    fn tell(&mut self, event: &Event) {
+        if let Some(number) = self.daemon {
+            self.send(number, &Message::Event(event.clone()));
+        }
+    }
+
+    fn send(&mut self, number: u64, message: &Message) {
+        let Some(conn) = self.conns.get_mut(&number) else { return };
+        if let Err(error) = conn.send(message) {
+            self.close(number, &error);
+        }
+    }
+
+    fn close(&mut self, number: u64, reason: &ConnError) {
+        if let Some(conn) = self.conns.remove(&number) {
+            let _gone = epoll::delete(&self.epoll, conn.fd());
+            if !matches!(reason, ConnError::Closed) {
+                log(&format!("connection closed: {reason}"));
+            }
+        }
+        if self.daemon == Some(number) {
+            self.daemon = None;
+            let now = clock::boot();
+            self.alone_since = Some(now);
+            self.idle_since = now;
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let peer = rustix::net::sockopt::socket_peercred(&stream);
+            if !peer.is_ok_and(|peer| peer.uid.as_raw() == self.options.facts.uid) {
+                log("a stranger's connection was refused");
+                continue;
+            }
+            let Ok(conn) = Conn::new(stream) else { continue };
+            let strangers: Vec<u64> =
+                self.conns.iter().filter(|(_, conn)| !conn.greeted).map(|(&number, _)| number).collect();
+            if strangers.len() >= STRANGERS
+                && let Some(&oldest) = strangers.iter().min()
+            {
+                self.close(oldest, &ConnError::Slow);
+            }
+            self.next += 1;
+            let number = self.next | CONN;
+            if epoll::add(&self.epoll, conn.fd(), EventData::new_u64(number), EventFlags::IN).is_ok() {
+                self.conns.insert(number, conn);
+            }
+        }
+    }
+
+    fn serve(&mut self, number: u64, flags: EventFlags) {
+        if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR)
+            && let Err(error) = self.hear(number)
+        {
+            self.close(number, &error);
+        }
+    }
+
+    fn hear(&mut self, number: u64) -> Result<(), ConnError> {
+        let Some(conn) = self.conns.get_mut(&number) else { return Ok(()) };
+        conn.fill()?;
+        if conn.greet()? {
+            if let Some(older) = self.daemon.replace(number) {
+                self.daemon = None;
+                self.close(older, &ConnError::Closed);
+                self.daemon = Some(number);
+            }
+            self.alone_since = None;
+            self.replay(number);
+        }
+        while let Some(conn) = self.conns.get_mut(&number) {
+            if !conn.greeted {
+                break;
+            }
+            let Some(Call { id, op }) = conn.next_call()? else { break };
+            let (answer, events) = self.perform(op);
+            self.send(number, &Message::Answer { id, answer });
+            for event in events {
+                self.send(number, &Message::Event(event));
+            }
+        }
+        Ok(())
+    }
+
+    fn replay(&mut self, number: u64) {
+        let events: Vec<Event> = self.known.keys().filter_map(|&attempt| self.event_of(attempt)).collect();
+        for event in events {
+            self.send(number, &Message::Event(event));
+        }
+    }
+
+    /// What there is to tell of an attempt.
+    fn event_of(&self, attempt: AttemptKey) -> Option<Event> {
+        match self.known.get(&attempt)? {
+            Known::Ended(record) => Some(Event::Ended(record.clone())),
+            Known::Running(number) => self.live(*number)?.started.map(Event::Started),
+        }
+    }
+
+    fn live(&self, number: u64) -> Option<&Running> {
+        self.running.get(&number)
+    }
+
+    /// Does what a daemon asks; the events are to be told after the answer.
+    fn perform(&mut self, op: Op) -> (Answer, Vec<Event>) {
+        let answer = match op {
+            Op::Start(request) => {
+                let attempt = request.attempt;
+                return match self.start(*request) {
+                    Ok(()) => (Answer::Done, self.event_of(attempt).into_iter().collect()),
+                    Err(reason) => (Answer::Refused(reason), Vec::new()),
+                };
+            }
+            Op::Kill { attempt, grace } => match self.known.get(&attempt) {
+                Some(Known::Running(number)) => {
+                    if let Some(running) = self.running.get_mut(number) {
+                        running.kill(grace);
+                    }
+                    Answer::Done
+                }
+                Some(Known::Ended(_)) => Answer::Done,
+                None => Answer::Refused(format!("attempt {attempt} is not known here")),
+            },
+            Op::List => Answer::List(self.list()),
+            Op::Forget { attempt } => match self.known.get(&attempt) {
+                Some(Known::Running(_)) => Answer::Refused(format!("attempt {attempt} is running")),
+                Some(Known::Ended(_)) | None => {
+                    self.known.remove(&attempt);
+                    Answer::Done
+                }
+            },
+            Op::Probe => Answer::Probe(self.options.probe.clone()),
+            Op::Shutdown { kill_all } => {
+                if kill_all || self.at_rest() {
+                    self.shut();
+                    Answer::Done
+                } else {
+                    Answer::Refused(format!("{} tasks are running", self.running.len() + self.limbo.len()))
+                }
+            }
+        };
+        (answer, Vec::new())
+    }
+
+    fn list(&self) -> Vec<Status> {
+        let state = |known: &Known| match known {
+            Known::Ended(record) => State::Ended(record.clone()),
+            Known::Running(number) => {
+                self.live(*number).and_then(|running| running.started).map_or(State::Starting, State::Running)
+            }
+        };
+        self.known.iter().map(|(&attempt, known)| Status { attempt, state: state(known) }).collect()
+    }
+
+    /// Starts an attempt that is not known yet. An error refuses it for good.
+    fn start(&mut self, request: StartRequest) -> Result<(), String> {
+        let attempt = request.attempt;
+        if self.known.contains_key(&attempt) {
+            return Ok(());
+        }
+        if self.ending {
+            return Err("the jail is ending".to_owned());
+        }
+        match record::read_exit_record(&request.attempt_dir) {
+            Ok(Some(record)) if record.attempt == attempt => {
+                self.known.insert(attempt, Known::Ended(record));
+                return Ok(());
+            }
+            Ok(Some(record)) => return Err(format!("its directory holds the record of {}", record.attempt)),
+            Ok(None) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        if record::was_started(&request.attempt_dir) {
+            return Err("it was started before, by a jail that died with it".to_owned());
+        }
+        let places = self.places(&request)?;
+        let plan = plan::plan(&request, &places, &self.options.facts).map_err(|error| error.to_string())?;
+        let (attempt_dir, request) = (request.attempt_dir.clone(), request);
+        match Running::start(request, plan, self.null.as_fd()) {
+            Ok(mut running) => {
+                self.next += 1;
+                let number = self.next;
+                let watched = running.sources().try_for_each(|(source, fd)| {
+                    epoll::add(
+                        &self.epoll,
+                        fd,
+                        EventData::new_u64(number << 2 | source as u64),
+                        EventFlags::IN,
+                    )
+                });
+                if let Err(error) = watched {
+                    running.lose(&format!("cannot watch the task: {}", io::Error::from(error)));
+                }
+                self.known.insert(attempt, Known::Running(number));
+                self.running.insert(number, running);
+            }
+            Err(reason) => {
+                log(&format!("{attempt}: cannot start in {}: {reason}", attempt_dir.display()));
+                let now = clock::wall_ms();
+                let record = ExitRecord {
+                    attempt,
+                    cause: ExitCause::SpawnFailed(reason),
+                    started_at_ms: now,
+                    ended_at_ms: now,
+                    run_ms: 0,
+                    cpu_ms: 0,
+                    max_rss_bytes: 0,
+                    spool_len: 0,
+                    output_cut: false,
+                };
+                self.known.insert(attempt, Known::Ended(record));
+            }
+        }
+        Ok(())
+    }
+
+    /// The request's directories as they are on this machine.
+    fn places(&self, request: &StartRequest) -> Result<Places, String> {
+        let resolve = |path: &Path| {
+            let resolved = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
+            if resolved.is_dir() { Ok(resolved) } else { Err(format!("{}: not a directory", path.display())) }
+        };
+        let mut hidden = vec![self.options.dir.clone()];
+        for path in &request.hidden {
+            match resolve(path) {
+                Ok(path) => hidden.push(path),
+                // What is not there needs no hiding.
+                Err(_) if !path.exists() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Places {
+            work_dir: resolve(&request.work_dir)?,
+            attempt_dir: resolve(&request.attempt_dir)?,
+            hidden,
+        })
+    }
+
+    fn shut(&mut self) {
+        self.ending = true;
+        self.idle_since = clock::boot();
+        for running in self.running.values_mut() {
+            running.shut();
+        }
+    }
+
+    /// What is due by the clock.
+    fn tick(&mut self) {
+        let now = clock::boot();
+        for running in self.running.values_mut() {
+            running.tick(now);
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            let keepers: Vec<i32> = self.running.values().map(|running| running.keeper.pid).collect();
+            if sweep::kill_orphans(std::process::id() as i32, &keepers) {
+                self.sweep_at = Some(now + SWEEP);
+            } else {
+                self.sweep_at = None;
+                for running in std::mem::take(&mut self.limbo) {
+                    self.finish(running);
+                }
+            }
+        }
+        if let Some(since) = self.alone_since
+            && !self.ending
+            && !self.running.is_empty()
+            && now.saturating_sub(since) >= self.options.orphan_timeout
+        {
+            log("no daemon came for too long: ending all tasks");
+            self.shut();
+        }
+    }
+
+    fn at_rest(&self) -> bool {
+        self.running.is_empty() && self.limbo.is_empty()
+    }
+
+    /// Whether the jail has nothing left to do.
+    fn finished(&self) -> bool {
+        if !self.at_rest() {
+            return false;
+        }
+        let rested = clock::boot().saturating_sub(self.idle_since);
+        if self.ending {
+            // What was told is to be taken, by a daemon that takes it.
+            return rested >= FAREWELL || !self.conns.values().any(Conn::waits);
+        }
+        self.daemon.is_none() && rested >= IDLE
+    }
+
+    /// Sets the timer to the next thing that is due.
+    fn arm(&mut self) -> io::Result<()> {
+        let attempts = self.running.values().filter_map(Running::deadline);
+        let alone = match (self.at_rest(), self.ending, self.alone_since) {
+            (true, true, _) => Some(self.idle_since + FAREWELL),
+            (true, false, Some(_)) => Some(self.idle_since + IDLE),
+            (false, false, Some(since)) => Some(since.saturating_add(self.options.orphan_timeout)),
+            (true | false, false, None) | (false, true, _) => None,
+        };
+        let next = attempts.chain(self.sweep_at).chain(alone).min();
+        if next == self.armed {
+            return Ok(());
+        }
+        // Zero would disarm it.
+        let at = next.map(|at| at.max(Duration::from_nanos(1))).unwrap_or_default();
+        let at = Timespec {
+            tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: at.subsec_nanos().into(),
+        };
+        let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: at };
+        rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &spec)?;
+        self.armed = next;
+        Ok(())
+    }
+
+    /// Sends what waits; asks to be woken for what the other side does not take now.
+    fn flush(&mut self) {
+        let mut closed = Vec::new();
+        for (&number, conn) in &mut self.conns {
+            let result = conn.flush().and_then(|left| {
+                let flags = if left { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+                epoll::modify(&self.epoll, conn.fd(), EventData::new_u64(number), flags)
+                    .map_err(|error| ConnError::Io(error.into()))
+            });
+            if let Err(error) = result {
+                closed.push((number, error));
+            }
+        }
+        for (number, error) in closed {
+            self.close(number, &error);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! System calls that neither std, rustix nor nix wraps in the way that the jail needs.
+//! May enter: one call each, nothing decided here. All of them may be called in a child of a
+//! fork or vfork: none allocates or takes a lock.
+
+#![expect(unsafe_code, reason = "the jail's system calls live here")]
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_void},
+    mem::{self, MaybeUninit},
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+    ptr,
+    time::Duration,
+};
+
+use rustix::io::Errno;
+
+/// A new pid namespace.
+pub const NEW_PID: u64 = libc::CLONE_NEWPID as u64;
+/// A new mount namespace.
+pub const NEW_MOUNT: u64 = libc::CLONE_NEWNS as u64;
+/// A new user namespace.
+pub const NEW_USER: u64 = libc::CLONE_NEWUSER as u64;
+
+/// Which side of a fork this is.
+pub enum Fork {
+    Child,
+    Parent { pid: i32, pidfd: OwnedFd },
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+}
+
+fn last_error() -> Errno {
+    // SAFETY: the location is this thread's own errno.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+/// Forks into the namespaces of `flags`, with a pidfd (closed on exec) for the parent.
+///
+/// # Safety
+/// The process must have one thread: the child goes on with a copy of its memory, in which
+/// another thread's lock would stay locked for ever.
+pub unsafe fn fork_into(flags: u64) -> Result<Fork, Errno> {
+    let mut pidfd: c_int = -1;
+    let mut args = CloneArgs {
+        flags: flags | libc::CLONE_PIDFD as u64,
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: the arguments are a valid `clone_args` of the size named; without CLONE_VM the
+    // child has its own copy of this stack, so both sides may return from here.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of::<CloneArgs>()) };
+    match pid {
+        0 => Ok(Fork::Child),
+        // SAFETY: CLONE_PIDFD made the descriptor, and nobody else knows it.
+        1.. => Ok(Fork::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        _ => Err(last_error()),
+    }
+}
+
+/// Starts `child` in this memory on `stack` and returns when it has exec'd or exited; gives
+/// its pid.
+///
+/// # Safety
+/// `child` must end in exec or `exit_now`, must not unwind, allocate or take a lock, must not need
+/// more than `stack`, and `arg` must be what it expects, alive until then.
+pub unsafe fn vfork_with(
+    child: extern "C" fn(*mut c_void) -> c_int,
+    stack: &mut [MaybeUninit<u128>],
+    arg: *mut c_void,
+) -> Result<i32, Errno> {
+    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+    // SAFETY: the stack is 16-aligned and used by the child alone, which grows it downwards from
+    // its end; CLONE_VFORK keeps this side from going on, so everything borrowed stays alive.
+    let pid = unsafe { libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, arg) };
+    if pid < 0 { Err(last_error()) } else { Ok(pid) }
+}
+
+/// A plain fork; true in the child.
+///
+/// # Safety
+/// As for [`fork_into`].
+pub unsafe fn fork() -> Result<bool, Errno> {
+    // SAFETY: the caller promises one thread.
+    match unsafe { libc::fork() } {
+        0 => Ok(true),
+        1.. => Ok(false),
+        _ => Err(last_error()),
+    }
+}
+
+/// A null-terminated array of pointers into strings that it keeps alive.
+pub struct Pointers<'a> {
+    pointers: Vec<*const c_char>,
+    strings: std::marker::PhantomData<&'a CStr>,
+}
+
+impl<'a> Pointers<'a> {
+    /// The pointers of `strings`, for [`exec`].
+    pub fn new<S: AsRef<CStr> + 'a>(strings: &'a [S]) -> Self {
+        let pointers = strings.iter().map(|string| string.as_ref().as_ptr()).chain([ptr::null()]).collect();
+        Self { pointers, strings: std::marker::PhantomData }
+    }
+}
+
+/// Replaces this process's program; returns only to say why it could not.
+pub fn exec(path: &CStr, argv: &Pointers<'_>, env: &Pointers<'_>) -> Errno {
+    // SAFETY: path and arrays are null-terminated and borrowed for the call.
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    last_error()
+}
+
+/// Ends this process at once: no destructors, no exit handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: ends the process, touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// What a dead child used, its own dead children included.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    pub cpu: Duration,
+    pub max_rss_bytes: u64,
+}
+
+/// A dead child.
+#[derive(Clone, Copy, Debug)]
+pub struct Dead {
+    pub pid: i32,
+    /// As `wait` reports it; read it with [`signal_of`] and [`code_of`].
+    pub status: i32,
+    pub usage: Usage,
+}
+
+/// Buries one dead child, any: none while all live, `ECHILD` when there is none at all.
+pub fn reap() -> Result<Option<Dead>, Errno> {
+    let mut status = 0;
+    // SAFETY: rusage is plain integers, for which zero is a value.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: both pointers are to live values of the right type.
+    let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
+    match pid {
+        0 => Ok(None),
+        1.. => {
+            let time = |t: libc::timeval| {
+                Duration::new(t.tv_sec.unsigned_abs(), (t.tv_usec.unsigned_abs() * 1000) as u32)
+            };
+            let cpu = time(usage.ru_utime) + time(usage.ru_stime);
+            let max_rss_bytes = usage.ru_maxrss.unsigned_abs() * 1024;
+            Ok(Some(Dead { pid, status, usage: Usage { cpu, max_rss_bytes } }))
+        }
+        _ => Err(last_error()),
+    }
+}
+
+/// The signal that ended a child with this status, if one did.
+pub fn signal_of(status: i32) -> Option<i32> {
+    libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
+}
+
+/// The code that a child with this status returned.
+pub fn code_of(status: i32) -> i32 {
+    libc::WEXITSTATUS(status)
+}
+
+/// Takes every capability out of the bounding set.
+pub fn drop_bounding_set() -> Result<(), Errno> {
+    for capability in 0..64 {
+        // SAFETY: this prctl takes an integer.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+            return match last_error() {
+                // Past the last capability that this kernel knows.
+                Errno::INVAL => Ok(()),
+                error => Err(error),
+            };
+        }
+    }
+    Ok(())
+}
+
+/// Signals every process that this one may signal, itself and process 1 of its pid namespace
+/// not: inside a pid namespace of its own that is all of a task.
+pub fn signal_everybody(signal: i32) {
+    // SAFETY: sends a signal, touches no memory.
+    unsafe { libc::kill(-1, signal) };
+}
+
+/// Signals one process.
+pub fn signal(pid: i32, signal: i32) {
+    // SAFETY: sends a signal, touches no memory.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// A set of signals.
+#[derive(Clone, Copy)]
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// These and no others.
+    pub fn of(signals: &[i32]) -> Self {
+        // SAFETY: sigset_t is plain integers; sigemptyset then makes it a value.
+        let mut set: libc::sigset_t = unsafe { mem::zeroed() };
+        // SAFETY: the set is a live value.
+        unsafe { libc::sigemptyset(&raw mut set) };
+        for &signal in signals {
+            // SAFETY: the set is a live value; a wrong number is an error without effect.
+            unsafe { libc::sigaddset(&raw mut set, signal) };
+        }
+        Self(set)
+    }
+
+    /// Every signal.
+    pub fn all() -> Self {
+        // SAFETY: as in `of`.
+        let mut set: libc::sigset_t = unsafe { mem::zeroed() };
+        // SAFETY: the set is a live value.
+        unsafe { libc::sigfillset(&raw mut set) };
+        Self(set)
+    }
+
+    /// Blocks exactly these.
+    pub fn block_only(&self) {
+        // SAFETY: the set is a live value; the old mask is not asked for.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+
+    /// A descriptor that becomes readable when one of these, blocked, arrives.
+    pub fn descriptor(&self) -> Result<OwnedFd, Errno> {
+        // SAFETY: the set is a live value.
+        let fd: RawFd =
+            unsafe { libc::signalfd(-1, &raw const self.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(last_error());
+        }
+        // SAFETY: the descriptor is new, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Waits for one of these, blocked, and takes it; none after `limit`.
+    pub fn wait(&self, limit: Option<Duration>) -> Option<Arrived> {
+        // SAFETY: siginfo_t is plain integers, for which zero is a value.
+        let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+        let limit = limit.map(|limit| libc::timespec {
+            tv_sec: limit.as_secs() as libc::time_t,
+            tv_nsec: libc::c_long::from(limit.subsec_nanos() as i32),
+        });
+        let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
+        // SAFETY: all pointers are to live values, the limit may be null.
+        let signal = unsafe { libc::sigtimedwait(&raw const self.0, &raw mut info, limit) };
+        if signal <= 0 {
+            return None;
+        }
+        // SAFETY: for signals sent by processes or the kernel the field is set, else it is zero.
+        Some(Arrived { signal, sender: unsafe { info.si_pid() } })
+    }
+}
+
+/// A signal that arrived.
+#[derive(Clone, Copy)]
+pub struct Arrived {
+    pub signal: i32,
+    /// Who sent it; 0 for a sender outside of this pid namespace.
+    pub sender: i32,
+}
+
+/// Gives every signal its default action again.
+pub fn default_actions() {
+    // The kernel's sigaction, all zero: the default action, no flags, no mask. Not libc's call,
+    // which leaves out the two signals that it keeps for itself and that may be inherited ignored.
+    let default = [0_u64; 4];
+    for signal in 1..=64 {
+        // SAFETY: the action is at least as long as the kernel's struct and holds no pointer; SIGKILL
+        // and SIGSTOP are errors without effect.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<u64>(), 8) };
+    }
+}
+
+/// Ignores a signal.
+pub fn ignore(signal: i32) {
+    // SAFETY: ignoring holds no pointer.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}

@@ -1,0 +1,139 @@
+//! Ends on request and by the clock: nothing of a task outlives it.
+
+use std::time::{Duration, Instant};
+
+use agent::jail::{ExitCause, Level};
+
+use super::support::{Node, as_everybody, mark, processes, until};
+
+/// A task whose double-forked child, in a session of its own, ignores SIGTERM and holds stdout.
+fn stubborn(mark: &str) -> String {
+    format!(
+        "trap '' TERM; (setsid sh -c 'trap \"\" TERM HUP; (while :; do sleep 1; done) & : {mark}; \
+         while :; do sleep 1; done' &) ; echo up; while :; do sleep 1; done"
+    )
+}
+
+#[test]
+fn a_timeout_ends_everything_double_forked_children_included() {
+    as_everybody(
+        "endings::a_timeout_ends_everything_double_forked_children_included",
+        async |mut node: Node| {
+            for level in [Level::Basic, Level::None] {
+                let mark = mark();
+                let mut request = node.shell(&stubborn(&mark));
+                request.level = level;
+                request.timeout = Some(Duration::from_millis(700));
+                request.grace = Duration::from_millis(300);
+                node.start(&request).await;
+                node.says(&request, "up").await;
+                until("the child", || !processes(&mark).is_empty()).await;
+                let ended = node.ended(&request).await;
+                ended.expect(&ExitCause::TimedOut);
+                assert!((1000..5000).contains(&ended.record.run_ms), "{:?}", ended.record);
+                assert_eq!(processes(&mark), [0; 0], "something outlived the told end");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_kill_asks_first_and_then_forces() {
+    as_everybody("endings::a_kill_asks_first_and_then_forces", async |mut node: Node| {
+        for level in [Level::Basic, Level::None] {
+            // One that listens ends in its own way, long before the grace is over.
+            let mut polite =
+                node.shell("trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.05; done");
+            polite.level = level;
+            node.start(&polite).await;
+            node.says(&polite, "up").await;
+            let began = Instant::now();
+            node.client.kill(polite.attempt, Duration::from_mins(10)).await.unwrap();
+            let ended = node.ended(&polite).await;
+            ended.expect(&ExitCause::Killed);
+            assert_eq!(ended.out(), "up\nbye\n");
+            assert!(began.elapsed() < Duration::from_secs(20));
+
+            let mark = mark();
+            let mut deaf = node.shell(&stubborn(&mark));
+            deaf.level = level;
+            node.start(&deaf).await;
+            node.says(&deaf, "up").await;
+            until("the child", || !processes(&mark).is_empty()).await;
+            // A second, shorter request overtakes the first.
+            node.client.kill(deaf.attempt, Duration::from_mins(10)).await.unwrap();
+            node.client.kill(deaf.attempt, Duration::from_millis(100)).await.unwrap();
+            node.ended(&deaf).await.expect(&ExitCause::Killed);
+            assert_eq!(processes(&mark), [0; 0], "something outlived the told end");
+
+            // To an ended one nothing happens; an unknown one is refused.
+            node.client.kill(deaf.attempt, Duration::ZERO).await.unwrap();
+            assert!(node.client.kill(node.shell("").attempt, Duration::ZERO).await.is_err());
+        }
+    });
+}
+
+#[test]
+fn a_stopped_task_is_ended_too() {
+    as_everybody("endings::a_stopped_task_is_ended_too", async |mut node: Node| {
+        for level in [Level::Basic, Level::None] {
+            let mut request = node.shell("echo up; kill -STOP $$");
+            request.level = level;
+            node.start(&request).await;
+            node.says(&request, "up").await;
+            node.client.kill(request.attempt, Duration::from_secs(30)).await.unwrap();
+            let ended = node.ended(&request).await;
+            ended.expect(&ExitCause::Killed);
+            assert!(ended.record.run_ms < 20_000, "the grace was waited out");
+        }
+    });
+}
+
+#[test]
+fn background_children_go_when_the_command_ends() {
+    as_everybody("endings::background_children_go_when_the_command_ends", async |mut node: Node| {
+        for level in [Level::Basic, Level::None] {
+            let mark = mark();
+            let script =
+                format!("(setsid sh -c 'trap \"\" TERM; : {mark}; while :; do sleep 1; done' &); sleep 0.2");
+            let mut request = node.shell(&script);
+            request.level = level;
+            node.run(request).await.expect(&ExitCause::Exited(0));
+            assert_eq!(processes(&mark), [0; 0], "a background child outlived its task");
+        }
+    });
+}
+
+#[test]
+fn a_task_that_kills_everything_it_can_hurts_itself_alone() {
+    as_everybody(
+        "endings::a_task_that_kills_everything_it_can_hurts_itself_alone",
+        async |mut node: Node| {
+            let neighbour = node.shell("echo up; until test -e go; do sleep 0.02; done");
+            node.start(&neighbour).await;
+            node.says(&neighbour, "up").await;
+            let ended = node.run(node.shell("kill -9 1; kill -9 -1; sleep 0.1; exit 4")).await;
+            assert!(
+                matches!(ended.record.cause, ExitCause::Exited(4) | ExitCause::Signalled(9)),
+                "{:?}",
+                ended.record.cause
+            );
+            std::fs::write(neighbour.work_dir.join("go"), "").unwrap();
+            node.ended(&neighbour).await.expect(&ExitCause::Exited(0));
+        },
+    );
+}
+
+#[test]
+fn a_shutdown_with_tasks_must_be_meant() {
+    as_everybody("endings::a_shutdown_with_tasks_must_be_meant", async |mut node: Node| {
+        let request = node.shell("echo up; while :; do sleep 1; done");
+        node.start(&request).await;
+        node.says(&request, "up").await;
+        assert!(node.client.shutdown(false).await.is_err());
+        node.client.shutdown(true).await.unwrap();
+        node.ended(&request).await.expect(&ExitCause::Killed);
+        let record = agent::jail::read_exit_record(&request.attempt_dir).unwrap().unwrap();
+        assert_eq!(record.cause, ExitCause::Killed);
+    });
+}
