@@ -86,7 +86,7 @@ fn the_environment_is_the_given_one_and_nothing_else_is_inherited() {
                 request.level = level;
                 let ended = node.run(request).await;
                 for line in ended.out().lines() {
-                    let (name, value) = line.split_once(":").unwrap();
+                    let (name, value) = line.split_once(':').unwrap();
                     match name {
                         "NoNewPrivs" => assert_eq!(value.trim(), "1"),
                         "Groups" if root() => assert_eq!(value.trim(), ""),

@@ -21,7 +21,7 @@ use mesh_proto::{
 use tempfile::TempDir;
 
 /// How long anything may take before a test calls it hung.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 /// The user that a test started by root runs as the second time.
 const NOBODY: u32 = 65534;
 /// Set for that second run.
