@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by other scripts: where the Postgres server binaries are, and whom to run them as.
 
 # Prints the directory of the newest installed server binaries (14 or newer), or fails.

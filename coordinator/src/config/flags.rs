@@ -26,6 +26,9 @@ pub enum Command {
     AdminCredential(AdminCredential),
     /// Check the configuration, and show what holds once file, environment and flags are merged
     Config(Flags),
+    /// Run the private Postgres alone and print its URL, until interrupted: for restoring a
+    /// backup and for repair
+    Database(Flags),
 }
 
 #[derive(Debug, Args)]

@@ -149,7 +149,7 @@ fn an_empty_database_url_means_the_private_cluster() {
 fn the_admin_credential_has_a_user_and_may_have_a_place() {
     let parse = |args: &[&str]| match Cli::try_parse_from(args).map(|cli| cli.command) {
         Ok(Command::AdminCredential(command)) => Ok((command.user, command.out)),
-        Ok(Command::Serve(_) | Command::Config(_)) => panic!("another command"),
+        Ok(Command::Serve(_) | Command::Config(_) | Command::Database(_)) => panic!("another command"),
         Err(error) => Err(error.to_string()),
     };
     assert_eq!(parse(&["coordinator", "admin-credential"]), Ok(("admin".to_owned(), None)));

@@ -14,6 +14,7 @@
 //! May enter: finding, making, starting, checking and stopping Postgres. Tables and queries of
 //! the mesh live in `store`.
 
+mod alone;
 mod binaries;
 mod cluster;
 mod error;
@@ -29,6 +30,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use alone::run_alone;
 pub use cluster::{Cluster, Options, start};
 pub use error::PostgresError;
 pub use given::check_given;

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::home::Home;
 use super::owner::Owner;
-use super::{Cluster, Options, PostgresError, check_given, start};
+use super::{Cluster, Options, PostgresError, check_given, run_alone, start};
 
 /// A data directory that none but its owner can enter, as `mktemp -d` makes them. Whatever runs
 /// in it when the test ends, passed or not, is ended.
@@ -264,4 +264,18 @@ async fn another_user_of_this_machine_does_not_get_in() {
         assert!(psql(0).status.success());
     }
     cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn alone_it_runs_until_a_signal_and_then_is_gone() {
+    let data = DataDir::new();
+    let mut url = String::new();
+    run_alone(data.options(), |cluster| {
+        url = cluster.url();
+        kill(std::process::id() as i32, nix::sys::signal::Signal::SIGTERM);
+    })
+    .await
+    .unwrap();
+    assert!(url.starts_with("postgres://mesh@"), "{url}");
+    assert!(!data.path().join("postgres/postmaster.pid").exists(), "postgres runs on");
 }
