@@ -142,3 +142,13 @@ async fn a_question_about_too_many_blobs_is_refused() {
     let refused = client.stat(StatBlobsRequest { digests }).await.unwrap_err();
     assert_eq!(Code::of(&refused), Code::Invalid);
 }
+
+#[test]
+fn a_full_disk_is_told_and_other_trouble_inside_is_not() {
+    let full = Status::from(BlobError::from(std::io::Error::from_raw_os_error(28)));
+    assert_eq!(Code::of(&full), Code::Exhausted);
+    assert!(full.message().contains("disk for blobs is full"), "{full}");
+    let inside = Status::from(BlobError::from(std::io::Error::other("/var/lib/secret is gone")));
+    assert_eq!(Code::of(&inside), Code::Internal);
+    assert!(!inside.message().contains("secret"), "{inside}");
+}

@@ -164,4 +164,16 @@ mod tests {
         assert_eq!(prefix_of(&[]), 0);
         assert_eq!(prefix_of(&[0; 100]), 0);
     }
+
+    #[test]
+    fn a_failed_sync_takes_back_what_was_never_durable() {
+        // A device takes writes and refuses to sync.
+        let file = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let mut output = AttemptFile { file, len: 7, durable: 7, inherited: 7, dirty: false };
+        assert_eq!(output.write(7, b"0123456789").unwrap(), Landed::Here);
+        output.sync().unwrap_err();
+        assert_eq!(output.durable(), 7);
+        assert_eq!(output.write(17, b"more").unwrap(), Landed::Gap, "the agent was not sent back");
+        assert_eq!(output.write(7, b"0123456789").unwrap(), Landed::Here);
+    }
 }
