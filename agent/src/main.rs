@@ -1,12 +1,51 @@
-//! `agent`: the jail when asked for it, before any thread or runtime is started.
+//! The `agent` binary: the jail when asked for it, before any thread exists; else the daemon and
+//! the commands around it.
 
 use std::process::ExitCode;
 
+use agent::config::{Cli, Command, Config};
+use agent::{daemon, datadir, logging};
+use clap::Parser as _;
+
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|command| command == "jail") {
-        return agent::jail::main(args);
+    // The jail forks: it must be alone in its process.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "jail") {
+        return agent::jail::main(std::env::args_os().skip(2));
     }
-    eprintln!("usage: agent jail --dir DIR");
-    ExitCode::from(2)
+    let cli = Cli::parse();
+    mesh_certs::install_provider();
+    logging::start();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into()),
+    };
+    let done = runtime.block_on(command(cli.command));
+    // What still blocks (a file being copied) is cut off: the next start deals with it.
+    runtime.shutdown_background();
+    match done {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("agent: {error:#}");
+    ExitCode::FAILURE
+}
+
+async fn command(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Join { token, flags } => daemon::join(&flags, &token).await?,
+        Command::Run { join, flags } => daemon::run(&flags, join).await?,
+        Command::Stop { kill, flags } => {
+            let dir = Config::load(&flags)?.data_dir;
+            tokio::task::spawn_blocking(move || datadir::stop_daemon(&dir, kill)).await??;
+        }
+        Command::Check { flags } => {
+            if !daemon::check(&flags).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,122 @@
+//! Which of the waiting attempts may start: in order of arrival, as far as slots and resources
+//! reach. The head is passed over by smaller attempts only a bounded number of times, so that a
+//! large one gets its turn.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use mesh_proto::ids::AttemptKey;
+
+/// How often in a row others may start before an attempt that stands at the head.
+const MAX_PASSES: u32 = 16;
+
+/// What all running attempts together may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Attempts at a time.
+    pub slots: u32,
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+    pub named: BTreeMap<String, u64>,
+}
+
+/// What one attempt uses while it runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+    pub named: BTreeMap<String, u64>,
+}
+
+/// The queue before the slots.
+#[derive(Debug)]
+pub struct Admission {
+    capacity: Capacity,
+    free: BTreeSet<u32>,
+    running: BTreeMap<AttemptKey, (u32, Need)>,
+    waiting: VecDeque<(AttemptKey, Need)>,
+    passes: u32,
+}
+
+impl Admission {
+    pub fn new(capacity: Capacity) -> Self {
+        let free = (0..capacity.slots).collect();
+        Self { capacity, free, running: BTreeMap::new(), waiting: VecDeque::new(), passes: 0 }
+    }
+
+    /// Puts an attempt at the end of the queue.
+    pub fn queue(&mut self, key: AttemptKey, need: Need) {
+        self.waiting.push_back((key, need));
+    }
+
+    /// Takes a waiting attempt out of the queue.
+    pub fn unqueue(&mut self, key: AttemptKey) {
+        self.waiting.retain(|(waiting, _)| *waiting != key);
+    }
+
+    /// Counts an attempt that already runs (found again after a restart).
+    pub fn occupy(&mut self, key: AttemptKey, slot: u32, need: Need) {
+        self.free.remove(&slot);
+        self.running.insert(key, (slot, need));
+    }
+
+    /// Gives back what a running attempt used.
+    pub fn release(&mut self, key: AttemptKey) {
+        if let Some((slot, _)) = self.running.remove(&key)
+            && slot < self.capacity.slots
+        {
+            self.free.insert(slot);
+        }
+    }
+
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The attempts that may start now, each with its slot.
+    pub fn admit(&mut self) -> Vec<(AttemptKey, u32)> {
+        let mut admitted = Vec::new();
+        let mut at = 0;
+        while at < self.waiting.len() {
+            let Some(&slot) = self.free.first() else { break };
+            if at > 0 && self.passes >= MAX_PASSES {
+                break;
+            }
+            if !self.fits(&self.waiting[at].1) {
+                at += 1;
+                continue;
+            }
+            if let Some((key, need)) = self.waiting.remove(at) {
+                self.passes = if at == 0 { 0 } else { self.passes + 1 };
+                self.occupy(key, slot, need);
+                admitted.push((key, slot));
+                // A new head has a right of its own to be first.
+                at = if at == 0 { 0 } else { at };
+            }
+        }
+        admitted
+    }
+
+    fn fits(&self, need: &Need) -> bool {
+        // What asks for more than there is runs alone rather than never.
+        if self.running.is_empty() {
+            return true;
+        }
+        let sum = |part: fn(&Need) -> u64| -> u64 {
+            self.running.values().map(|(_, need)| part(need)).fold(part(need), u64::saturating_add)
+        };
+        let named = |name: &str| -> u64 {
+            let of = |need: &Need| need.named.get(name).copied().unwrap_or(0);
+            self.running.values().map(|(_, need)| of(need)).fold(of(need), u64::saturating_add)
+        };
+        sum(|need| need.cpu_millis) <= self.capacity.cpu_millis
+            && sum(|need| need.memory_bytes) <= self.capacity.memory_bytes
+            && need
+                .named
+                .keys()
+                .all(|name| named(name) <= self.capacity.named.get(name).copied().unwrap_or(0))
+    }
+}

@@ -1,0 +1,568 @@
+//! The table of attempts: one entry each, moved on by [`Table::handle`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use mesh_proto::ids::AttemptKey;
+use mesh_proto::limits;
+use mesh_proto::v1::{self, attempt_event::Event};
+
+use super::admission::{Admission, Capacity, Need};
+
+/// The most attempts held at a time; more are answered with a withdrawal.
+const MAX_HELD: usize = 20_000;
+
+/// Why a runner is asked to end its attempt. A later one of a higher order wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// The agent goes away with its tasks: the attempt ends as `infra` and runs elsewhere.
+    Shutdown,
+    /// The coordinator cancelled it: SIGTERM, grace, SIGKILL, and its end is told.
+    Cancel,
+    /// The attempt is not current any more: nobody wants to hear of it.
+    Discard,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    Assigned(Arc<v1::Assignment>),
+    /// An attempt found on disk whose process runs, or whose end is not told yet.
+    Recovered {
+        assignment: Arc<v1::Assignment>,
+        slot: u32,
+        started: Option<v1::Started>,
+        ended: Option<Box<v1::Ended>>,
+    },
+    Withdraw(AttemptKey),
+    Cancel(AttemptKey),
+    Verdict(AttemptKey, v1::Verdict),
+    Ack {
+        key: AttemptKey,
+        stale: bool,
+        ended: bool,
+    },
+    Started(AttemptKey, v1::Started),
+    Progress(AttemptKey, v1::Progress),
+    /// The runner is through with it: this is its end.
+    Ended(AttemptKey, Box<v1::Ended>),
+    /// The runner is through with it and there is nothing to tell.
+    Gone(AttemptKey),
+    OutputDurable {
+        key: AttemptKey,
+        durable: u64,
+        discard: bool,
+    },
+    /// Registered: everything unacknowledged is to be told in the new session.
+    SessionOpened,
+    /// Take nothing new, give back what waits.
+    Drain,
+    /// Drain, and end what runs.
+    Shutdown,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Start a runner for it.
+    Run { key: AttemptKey, slot: u32, assignment: Arc<v1::Assignment> },
+    /// Ask its runner to stop.
+    Stop { key: AttemptKey, stop: Stop },
+    /// Nothing of it is needed any more, and no process of it lives.
+    Remove(AttemptKey),
+}
+
+#[derive(Debug)]
+enum State {
+    Waiting,
+    Active { started: Option<v1::Started>, stop: Option<Stop> },
+    Ended { ended: Box<v1::Ended>, acked: bool },
+    Withdrawn,
+}
+
+/// What of an attempt waits to be sent in this session.
+#[derive(Debug, Default)]
+struct Unsent {
+    queued: bool,
+    started: bool,
+    progress: Option<v1::Progress>,
+    ended: bool,
+    withdrawn: bool,
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    /// Some of the spool went out on the output stream: its end carries none of it.
+    streamed: bool,
+    /// Its end will carry the spool: nothing goes out on the output stream.
+    sealed: bool,
+    durable: u64,
+    /// The coordinator wants no more of it.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    state: State,
+    assignment: Arc<v1::Assignment>,
+    unsent: Unsent,
+    started_acked: bool,
+    output: Output,
+}
+
+/// An attempt whose spool may have something to ship.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shippable {
+    pub key: AttemptKey,
+    pub durable: u64,
+    /// The spool's final length, once the attempt has ended.
+    pub length: Option<u64>,
+    pub streamed: bool,
+}
+
+/// Every attempt that this node holds.
+#[derive(Debug)]
+pub struct Table {
+    attempts: BTreeMap<AttemptKey, Attempt>,
+    admission: Admission,
+    outbox: VecDeque<AttemptKey>,
+    draining: bool,
+    default_memory: u64,
+}
+
+impl Table {
+    pub fn new(capacity: Capacity) -> Self {
+        let default_memory = capacity.memory_bytes / u64::from(capacity.slots.max(1));
+        Self {
+            attempts: BTreeMap::new(),
+            admission: Admission::new(capacity),
+            outbox: VecDeque::new(),
+            draining: false,
+            default_memory,
+        }
+    }
+
+    /// Moves on by one input.
+    pub fn handle(&mut self, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Assigned(assignment) => self.assigned(assignment),
+            Input::Recovered { assignment, slot, started, ended } => {
+                self.recovered(assignment, slot, started, ended);
+            }
+            Input::Withdraw(key) => self.withdraw(key),
+            Input::Cancel(key) => self.cancel(key, &mut effects),
+            Input::Verdict(key, verdict) => self.verdict(key, verdict, &mut effects),
+            Input::Ack { key, stale, ended } => self.acked(key, stale, ended, &mut effects),
+            Input::Started(key, started) => self.started(key, started),
+            Input::Progress(key, progress) => self.progress(key, progress),
+            Input::Ended(key, ended) => self.ended(key, ended, &mut effects),
+            Input::Gone(key) => {
+                self.admission.release(key);
+                self.remove(key, &mut effects);
+            }
+            Input::OutputDurable { key, durable, discard } => {
+                if let Some(attempt) = self.attempts.get_mut(&key) {
+                    attempt.output.durable = durable;
+                    attempt.output.closed |= discard;
+                }
+                self.remove_if_done(key, &mut effects);
+            }
+            Input::SessionOpened => self.session_opened(),
+            Input::Drain => self.drain(),
+            Input::Shutdown => {
+                self.drain();
+                self.stop_all(&mut effects);
+            }
+        }
+        if !self.draining {
+            for (key, slot) in self.admission.admit() {
+                if let Some(attempt) = self.attempts.get_mut(&key) {
+                    attempt.state = State::Active { started: None, stop: None };
+                    effects.push(Effect::Run { key, slot, assignment: attempt.assignment.clone() });
+                }
+            }
+        }
+        effects
+    }
+
+    fn assigned(&mut self, assignment: Arc<v1::Assignment>) {
+        let Ok(key) = AttemptKey::try_from(assignment.attempt) else { return };
+        if self.attempts.contains_key(&key) {
+            // Said again after a reconnect. What it already knows is told again anyway.
+            return;
+        }
+        let full = self.draining || self.attempts.len() >= MAX_HELD;
+        let need = self.need(&assignment);
+        let attempt = Attempt::new(assignment, if full { State::Withdrawn } else { State::Waiting });
+        self.attempts.insert(key, attempt);
+        if full {
+            self.tell(key, |unsent| unsent.withdrawn = true);
+        } else {
+            self.admission.queue(key, need);
+        }
+    }
+
+    fn recovered(
+        &mut self,
+        assignment: Arc<v1::Assignment>,
+        slot: u32,
+        started: Option<v1::Started>,
+        ended: Option<Box<v1::Ended>>,
+    ) {
+        let Ok(key) = AttemptKey::try_from(assignment.attempt) else { return };
+        let need = self.need(&assignment);
+        let state = if let Some(ended) = ended {
+            State::Ended { ended, acked: false }
+        } else {
+            self.admission.occupy(key, slot, need);
+            State::Active { started, stop: None }
+        };
+        let mut attempt = Attempt::new(assignment, state);
+        // Whether some of it went out before the restart is not known: all of it goes that way.
+        attempt.output.streamed = true;
+        self.attempts.insert(key, attempt);
+    }
+
+    fn need(&self, assignment: &v1::Assignment) -> Need {
+        let resources = assignment.resources.clone().unwrap_or_default();
+        let memory_bytes =
+            if resources.memory_bytes == 0 { self.default_memory } else { resources.memory_bytes };
+        Need {
+            cpu_millis: resources.cpu_millis.into(),
+            memory_bytes,
+            named: resources.named.into_iter().collect(),
+        }
+    }
+
+    fn withdraw(&mut self, key: AttemptKey) {
+        match self.attempts.get_mut(&key).map(|attempt| &mut attempt.state) {
+            None => {
+                self.attempts.insert(key, Attempt::new(nothing(key), State::Withdrawn));
+                self.tell(key, |unsent| unsent.withdrawn = true);
+            }
+            Some(state @ State::Waiting) => {
+                *state = State::Withdrawn;
+                self.admission.unqueue(key);
+                self.tell(key, |unsent| unsent.withdrawn = true);
+            }
+            Some(State::Active { started: Some(_), .. }) => self.tell(key, |unsent| unsent.started = true),
+            // Its start or its end is on its way.
+            Some(State::Active { .. } | State::Ended { .. } | State::Withdrawn) => {}
+        }
+    }
+
+    fn cancel(&mut self, key: AttemptKey, effects: &mut Vec<Effect>) {
+        match self.attempts.get_mut(&key).map(|attempt| &mut attempt.state) {
+            None => {
+                self.attempts.insert(key, Attempt::new(nothing(key), State::Waiting));
+                self.end_unstarted(key);
+            }
+            Some(State::Waiting | State::Withdrawn) => {
+                self.admission.unqueue(key);
+                self.end_unstarted(key);
+            }
+            Some(State::Active { .. }) => self.stop(key, Stop::Cancel, effects),
+            Some(State::Ended { .. }) => {}
+        }
+    }
+
+    fn end_unstarted(&mut self, key: AttemptKey) {
+        let ended = v1::Ended {
+            cause: v1::Cause::Cancelled.into(),
+            message: "cancelled before it started".to_owned(),
+            ..v1::Ended::default()
+        };
+        if let Some(attempt) = self.attempts.get_mut(&key) {
+            attempt.state = State::Ended { ended: Box::new(ended), acked: false };
+            self.tell(key, |unsent| unsent.ended = true);
+        }
+    }
+
+    fn verdict(&mut self, key: AttemptKey, verdict: v1::Verdict, effects: &mut Vec<Effect>) {
+        match verdict {
+            v1::Verdict::Unspecified | v1::Verdict::Keep => {}
+            v1::Verdict::Kill => self.discard(key, effects),
+            v1::Verdict::Collect => {
+                if let Some(Attempt { state: State::Ended { acked, .. }, .. }) = self.attempts.get_mut(&key) {
+                    *acked = false;
+                    self.tell(key, |unsent| unsent.ended = true);
+                }
+            }
+        }
+    }
+
+    fn acked(&mut self, key: AttemptKey, stale: bool, ended: bool, effects: &mut Vec<Effect>) {
+        if stale {
+            return self.discard(key, effects);
+        }
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        match &mut attempt.state {
+            State::Waiting => {}
+            State::Active { .. } => attempt.started_acked = true,
+            State::Ended { acked, .. } => {
+                *acked |= ended;
+                attempt.started_acked = true;
+            }
+            State::Withdrawn => {
+                self.attempts.remove(&key);
+            }
+        }
+        self.remove_if_done(key, effects);
+    }
+
+    fn discard(&mut self, key: AttemptKey, effects: &mut Vec<Effect>) {
+        match self.attempts.get(&key).map(|attempt| &attempt.state) {
+            None => {}
+            Some(State::Active { .. }) => self.stop(key, Stop::Discard, effects),
+            Some(State::Waiting | State::Ended { .. } | State::Withdrawn) => {
+                self.admission.unqueue(key);
+                self.remove(key, effects);
+            }
+        }
+    }
+
+    fn stop(&mut self, key: AttemptKey, wanted: Stop, effects: &mut Vec<Effect>) {
+        if let Some(Attempt { state: State::Active { stop, .. }, .. }) = self.attempts.get_mut(&key)
+            && *stop < Some(wanted)
+        {
+            *stop = Some(wanted);
+            effects.push(Effect::Stop { key, stop: wanted });
+        }
+    }
+
+    fn stop_all(&mut self, effects: &mut Vec<Effect>) {
+        let active: Vec<AttemptKey> = self
+            .attempts
+            .iter()
+            .filter(|(_, attempt)| matches!(attempt.state, State::Active { .. }))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in active {
+            self.stop(key, Stop::Shutdown, effects);
+        }
+    }
+
+    fn started(&mut self, key: AttemptKey, now_started: v1::Started) {
+        if let Some(Attempt { state: State::Active { started, .. }, .. }) = self.attempts.get_mut(&key) {
+            *started = Some(now_started);
+            self.tell(key, |unsent| unsent.started = true);
+        }
+    }
+
+    fn progress(&mut self, key: AttemptKey, progress: v1::Progress) {
+        if let Some(Attempt { state: State::Active { .. }, .. }) = self.attempts.get(&key) {
+            self.tell(key, |unsent| unsent.progress = Some(progress));
+        }
+    }
+
+    fn ended(&mut self, key: AttemptKey, ended: Box<v1::Ended>, effects: &mut Vec<Effect>) {
+        self.admission.release(key);
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        match &attempt.state {
+            State::Active { stop: Some(Stop::Discard), .. } => self.remove(key, effects),
+            State::Active { .. } => {
+                attempt.state = State::Ended { ended, acked: false };
+                // Progress of something that has ended tells nobody anything.
+                self.tell(key, |unsent| {
+                    unsent.progress = None;
+                    unsent.ended = true;
+                });
+            }
+            State::Waiting | State::Ended { .. } | State::Withdrawn => {}
+        }
+    }
+
+    fn session_opened(&mut self) {
+        // The coordinator learnt from the inventory that it holds no withdrawn attempt here.
+        self.attempts.retain(|_, attempt| !matches!(attempt.state, State::Withdrawn));
+        self.outbox.clear();
+        for (key, attempt) in &mut self.attempts {
+            let unsent = &mut attempt.unsent;
+            match &attempt.state {
+                State::Waiting | State::Withdrawn => *unsent = Unsent::default(),
+                State::Active { started, .. } => {
+                    unsent.started = started.is_some() && !attempt.started_acked;
+                }
+                State::Ended { acked, .. } => {
+                    unsent.started = false;
+                    unsent.ended = !acked;
+                }
+            }
+            unsent.queued = unsent.any();
+            if unsent.queued {
+                self.outbox.push_back(*key);
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        let waiting: Vec<AttemptKey> = self
+            .attempts
+            .iter()
+            .filter(|(_, attempt)| matches!(attempt.state, State::Waiting))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in waiting {
+            self.withdraw(key);
+        }
+    }
+
+    fn tell(&mut self, key: AttemptKey, what: impl FnOnce(&mut Unsent)) {
+        if let Some(attempt) = self.attempts.get_mut(&key) {
+            what(&mut attempt.unsent);
+            if !std::mem::replace(&mut attempt.unsent.queued, true) {
+                self.outbox.push_back(key);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: AttemptKey, effects: &mut Vec<Effect>) {
+        if self.attempts.remove(&key).is_some() {
+            effects.push(Effect::Remove(key));
+        }
+    }
+
+    fn remove_if_done(&mut self, key: AttemptKey, effects: &mut Vec<Effect>) {
+        if self.attempts.get(&key).is_some_and(Attempt::is_done) {
+            self.remove(key, effects);
+        }
+    }
+
+    /// Takes events out of the outbox for one message: until it is empty or they reach `max_bytes`.
+    pub fn take_events(&mut self, max_bytes: usize) -> Vec<v1::AttemptEvent> {
+        let mut events: Vec<v1::AttemptEvent> = Vec::new();
+        let (mut bytes, mut counted) = (0, 0);
+        while bytes < max_bytes {
+            let Some(key) = self.outbox.pop_front() else { break };
+            let Some(attempt) = self.attempts.get_mut(&key) else { continue };
+            attempt.unsent.queued = false;
+            let unsent = std::mem::take(&mut attempt.unsent);
+            let mut push =
+                |event| events.push(v1::AttemptEvent { attempt: Some(key.into()), event: Some(event) });
+            match &attempt.state {
+                State::Waiting => {}
+                State::Withdrawn => push(Event::Withdrawn(v1::Withdrawn {})),
+                State::Active { started, .. } => {
+                    if let Some(started) = started.filter(|_| unsent.started) {
+                        push(Event::Started(started));
+                    }
+                    if let Some(progress) = unsent.progress {
+                        push(Event::Progress(progress));
+                    }
+                }
+                State::Ended { ended, .. } => {
+                    if unsent.ended {
+                        push(Event::Ended((**ended).clone()));
+                    }
+                }
+            }
+            bytes += events[counted..].iter().map(prost::Message::encoded_len).sum::<usize>();
+            counted = events.len();
+        }
+        events
+    }
+
+    /// Every attempt whose end the coordinator has not acknowledged.
+    pub fn inventory(&self) -> Vec<v1::InventoryItem> {
+        let state = |attempt: &Attempt| match &attempt.state {
+            State::Waiting | State::Active { started: None, .. } => Some(v1::InventoryState::Accepted),
+            State::Active { stop: Some(Stop::Discard), .. }
+            | State::Ended { acked: true, .. }
+            | State::Withdrawn => None,
+            State::Active { .. } => Some(v1::InventoryState::Running),
+            State::Ended { acked: false, .. } => Some(v1::InventoryState::Ended),
+        };
+        self.attempts
+            .iter()
+            .filter_map(|(key, attempt)| {
+                let state = state(attempt)?.into();
+                Some(v1::InventoryItem { attempt: Some((*key).into()), state })
+            })
+            .collect()
+    }
+
+    /// Decides how an ending attempt's output of `length` bytes travels: `true` when it rides in
+    /// the end itself, and then none of it is ever streamed.
+    pub fn seal(&mut self, key: AttemptKey, length: u64) -> bool {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return false };
+        attempt.output.sealed = !attempt.output.streamed && length <= limits::INLINE_OUTPUT as u64;
+        attempt.output.sealed
+    }
+
+    /// Claims an attempt's output for the stream; `false` when its end carries it.
+    pub fn begin_streaming(&mut self, key: AttemptKey) -> bool {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return false };
+        attempt.output.streamed |= !attempt.output.sealed;
+        attempt.output.streamed
+    }
+
+    /// The attempts whose spool may hold something that the coordinator lacks.
+    pub fn shippable(&self) -> Vec<Shippable> {
+        let of = |(key, attempt): (&AttemptKey, &Attempt)| {
+            let Output { streamed, sealed, durable, closed } = attempt.output;
+            let length = match &attempt.state {
+                _ if closed || sealed => return None,
+                State::Waiting | State::Withdrawn | State::Active { stop: Some(Stop::Discard), .. } => {
+                    return None;
+                }
+                State::Active { .. } => None,
+                State::Ended { ended, .. } if is_inline(ended) || durable >= ended.output_length => {
+                    return None;
+                }
+                State::Ended { ended, .. } => Some(ended.output_length),
+            };
+            Some(Shippable { key: *key, durable, length, streamed })
+        };
+        self.attempts.iter().filter_map(of).collect()
+    }
+
+    /// Whether nothing is held: an agent that drains may go.
+    pub fn is_idle(&self) -> bool {
+        self.attempts.values().all(|attempt| matches!(attempt.state, State::Withdrawn))
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    pub fn running(&self) -> usize {
+        self.admission.running()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.admission.waiting()
+    }
+}
+
+impl Attempt {
+    fn new(assignment: Arc<v1::Assignment>, state: State) -> Self {
+        Self { state, assignment, unsent: Unsent::default(), started_acked: false, output: Output::default() }
+    }
+
+    fn is_done(&self) -> bool {
+        match &self.state {
+            State::Ended { ended, acked: true } => {
+                is_inline(ended) || self.output.closed || self.output.durable >= ended.output_length
+            }
+            State::Waiting | State::Active { .. } | State::Ended { .. } | State::Withdrawn => false,
+        }
+    }
+}
+
+impl Unsent {
+    fn any(&self) -> bool {
+        self.started || self.progress.is_some() || self.ended || self.withdrawn
+    }
+}
+
+/// Whether the end carries all the output there is.
+fn is_inline(ended: &v1::Ended) -> bool {
+    ended.output.len() as u64 == ended.output_length
+}
+
+/// What stands for an assignment that never arrived.
+fn nothing(key: AttemptKey) -> Arc<v1::Assignment> {
+    Arc::new(v1::Assignment { attempt: Some(key.into()), ..v1::Assignment::default() })
+}

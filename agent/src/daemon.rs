@@ -1,0 +1,283 @@
+//! `agent run`: puts the rooms together and keeps them going until a signal says how to stop.
+//!
+//! | signal | what happens |
+//! |---|---|
+//! | SIGTERM, SIGINT without a terminal | detach: tasks run on under the jail |
+//! | SIGUSR1 (`agent stop`) | drain: give back what waits, finish what runs, then go, jail and all |
+//! | SIGUSR2 (`agent stop --kill`), SIGINT on a terminal | end the tasks, tell of it, then go |
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::Utc;
+use mesh_certs::{ChannelOptions, ClientCert, ClientTls, channel};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::attempts::Input;
+use crate::backoff::Backoff;
+use crate::blobs::{Blobs, Cache};
+use crate::config::{Config, Flags};
+use crate::datadir::DataDir;
+use crate::enroll;
+use crate::facts::{self, Machine};
+use crate::hub::Hub;
+use crate::identity::{Identity, IdentityDir, IdentityError};
+use crate::jail;
+use crate::jailer::Jailer;
+use crate::metrics::Metrics;
+use crate::node::NodeRpc;
+use crate::records::Records;
+use crate::runner::Context;
+use crate::seen::Seen;
+use crate::session::Session;
+use crate::spawn::spawn;
+use crate::{http, token};
+
+/// The cache's bound when none is given.
+const MAX_CACHE: u64 = 10 << 30;
+/// How long an agent that ends its tasks waits for the coordinator to hear of it.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+/// Runs the daemon until it is told to stop.
+pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let mut config = Config::load(flags)?;
+    let data = DataDir::hold(&config.data_dir)?;
+    config.data_dir.clone_from(&data.path);
+    let config = Arc::new(config);
+    let identity_dir = IdentityDir::of(&data.path)?;
+    let identity = enrolled(&identity_dir, join, &config.name).await?;
+    let root = rustix::process::geteuid().is_root();
+    let work_root = data.work_root(root)?;
+    let machine = Machine::look().context("cannot look at this machine")?;
+    let metrics = Arc::new(Metrics::new()?);
+
+    let jail = Jailer::start(jail::Options::new(data.path.join("jail"))).await?;
+    let probe = jail.probe().await?;
+    for layer in probe.layers.iter().filter(|layer| !layer.present) {
+        warn!(layer = %layer.name, remedy = %layer.remedy, "a layer of the sandbox is missing");
+    }
+    let sandbox = facts::sandbox(&probe, config.sandbox_allow);
+
+    let timings = config.timings;
+    let backoff = Backoff::new(timings.reconnect_min, timings.reconnect_max);
+    let cert = ClientCert::of_node(identity.cert.clone(), &identity.key)?;
+    let tls = ClientTls { ca: identity.ca.clone(), mesh: identity.node.mesh, cert: cert.clone() };
+    let options = ChannelOptions {
+        connect_timeout: timings.connect_timeout,
+        keepalive_interval: timings.keepalive_interval,
+        keepalive_timeout: timings.keepalive_timeout,
+    };
+    let (control, last_error) = channel(identity.node.endpoints.clone(), tls.clone(), options);
+    // Content has a connection of its own: it must not stand before results in one queue of bytes.
+    let (bulk, _) = channel(identity.node.endpoints.clone(), tls, options);
+    let rpc = NodeRpc::new(control, backoff.clone());
+    let cache = {
+        let blobs = data.path.join("blobs");
+        let max = config.limits.cache_size.unwrap_or_else(|| MAX_CACHE.min(facts::disk(&blobs).total / 10));
+        tokio::task::spawn_blocking(move || Cache::open(&blobs, max)).await??
+    };
+    let context = Context {
+        config: config.clone(),
+        node_name: identity.node.name.as_str().into(),
+        jail: jail.clone(),
+        blobs: Arc::new(Blobs::new(Arc::new(cache), bulk, backoff)),
+        records: Records::new(data.path.join("attempts"), machine.boot_id.clone()),
+        rpc: rpc.clone(),
+        work_root: Arc::new(work_root),
+        strongest: probe.strongest,
+        root,
+    };
+    let hub = Hub::new(context, machine.capacity(&config), metrics.clone());
+    hub.recover().await?;
+    let bound = match config.http_listen {
+        Some(listen) => Some(
+            http::serve(listen, metrics.clone())
+                .await
+                .with_context(|| format!("cannot listen on {listen}"))?,
+        ),
+        None => None,
+    };
+
+    let ready = watch::Sender::new(false);
+    let mut is_ready = ready.subscribe();
+    let (drain, draining) = watch::channel(false);
+    let seen = Arc::new(Seen::load(data.path.join("seen.json")));
+    let line = serde_json::json!({
+        "ready": true,
+        "node": identity.node.node,
+        "name": identity.node.name,
+        "http": bound.map(|address| address.to_string()),
+    });
+    let session = Session {
+        hub: hub.clone(),
+        machine,
+        sandbox,
+        seen: seen.clone(),
+        last_error,
+        metrics,
+        ready,
+        draining,
+    };
+    let mut session = std::pin::pin!(session.run());
+    spawn("certificate renewal", enroll::keep_renewed(identity_dir, identity, cert, rpc));
+    let mut said = false;
+    let stop = loop {
+        tokio::select! {
+            error = &mut session => return Err(error.into()),
+            Ok(()) = is_ready.changed(), if !said => {
+                said = true;
+                let mut stdout = std::io::stdout().lock();
+                writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("cannot say that the agent is ready")?;
+            }
+            stop = signals.next() => break stop,
+        }
+    };
+    match stop {
+        Asked::Detach => {
+            info!("stopping; tasks run on and are taken up by the next start");
+            seen.keep();
+            return Ok(());
+        }
+        Asked::Drain => {
+            info!("draining: what runs is finished first");
+            hub.handle(Input::Drain);
+        }
+        Asked::Kill => {
+            info!("stopping, and ending the tasks");
+            hub.handle(Input::Shutdown);
+        }
+    }
+    drain.send_replace(true);
+    let mut kill = stop == Asked::Kill;
+    let mut deadline = tokio::time::Instant::now() + FAREWELL;
+    loop {
+        let changed = hub.changed.notified();
+        if hub.is_idle() {
+            break;
+        }
+        tokio::select! {
+            error = &mut session => return Err(error.into()),
+            () = changed => {}
+            () = tokio::time::sleep_until(deadline), if kill && hub.counts().0 == 0 => {
+                warn!("the coordinator was not told of every end; the next start tells it");
+                break;
+            }
+            again = signals.next() => match again {
+                Asked::Detach => return Ok(()),
+                Asked::Drain => {}
+                Asked::Kill => {
+                    kill = true;
+                    deadline = tokio::time::Instant::now() + FAREWELL;
+                    hub.handle(Input::Shutdown);
+                }
+            },
+        }
+    }
+    seen.keep();
+    jail.shutdown().await.context("the jail does not end")?;
+    info!("stopped");
+    Ok(())
+}
+
+/// `agent join`: enrols and returns.
+pub async fn join(flags: &Flags, token: &str) -> anyhow::Result<()> {
+    let config = Config::load(flags)?;
+    let data = DataDir::hold(&config.data_dir)?;
+    let dir = IdentityDir::of(&data.path)?;
+    let identity = enrolled(&dir, Some(token.to_owned()), &config.name).await?;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "node {} ({}) of mesh {}", identity.node.name, identity.node.node, identity.node.mesh)?;
+    Ok(())
+}
+
+/// The node's identity; joins first when there is none, or when the one there is has expired.
+async fn enrolled(dir: &IdentityDir, token: Option<String>, name: &str) -> anyhow::Result<Identity> {
+    if dir.is_enrolled() {
+        let identity = dir.load()?;
+        let end = identity.not_after()?;
+        if end > Utc::now() {
+            if token.is_some() {
+                info!(node = %identity.node.node, name = %identity.node.name, "enrolled already: the token is not used");
+            }
+            return Ok(identity);
+        }
+        let Some(token) = token else {
+            anyhow::bail!(
+                "this node's certificate expired at {end}: join again with a new token (`meshctl token create` \
+                 makes one): agent run --join TOKEN"
+            );
+        };
+        info!(%end, "the certificate has expired: joining again with the same key");
+        enroll::join(dir, &token::read(&token)?, &identity.node.name).await?;
+        return Ok(dir.load()?);
+    }
+    let token = token.ok_or(IdentityError::NotEnrolled)?;
+    enroll::join(dir, &token::read(&token)?, name).await?;
+    Ok(dir.load()?)
+}
+
+/// `agent check`: tries each layer of the sandbox here and prints what was found.
+pub async fn check(flags: &Flags) -> anyhow::Result<bool> {
+    Config::load(flags)?;
+    // In a directory of its own: a running daemon's jail is left alone.
+    let dir = tempfile::tempdir().context("cannot make a directory to try the sandbox in")?;
+    let path: PathBuf = dir.path().join("jail");
+    let (client, _events) = jail::Client::ensure(&jail::Options::new(path)).await?;
+    let probe = client.probe().await;
+    client.shutdown(true).await?;
+    let probe = probe?;
+    let mut stdout = std::io::stdout().lock();
+    for layer in &probe.layers {
+        if layer.present {
+            writeln!(stdout, "ok       {}", layer.name)?;
+        } else {
+            writeln!(stdout, "missing  {}: {}", layer.name, layer.remedy)?;
+        }
+    }
+    writeln!(stdout, "strongest level: {}", format!("{:?}", probe.strongest).to_lowercase())?;
+    Ok(probe.strongest >= jail::Level::Basic)
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Detach,
+    Drain,
+    Kill,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    drain: Signal,
+    kill: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let on = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            drain: on(SignalKind::user_defined1())?,
+            kill: on(SignalKind::user_defined2())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Detach,
+            _ = self.interrupt.recv() => {
+                if std::io::stdin().is_terminal() { Asked::Kill } else { Asked::Detach }
+            }
+            _ = self.drain.recv() => Asked::Drain,
+            _ = self.kill.recv() => Asked::Kill,
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Carries inputs into the table of attempts and its effects out: runners are started and
+//! stopped, files removed, the session woken. Everything that happens to an attempt passes here.
+//!
+//! May enter: wiring. What is decided is in `attempts/`, what one attempt does in `runner.rs`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mesh_proto::ids::AttemptKey;
+use mesh_proto::v1;
+use tokio::sync::{Notify, watch};
+use tracing::{Instrument as _, error, info, info_span, warn};
+
+use crate::attempts::{Capacity, Effect, Input, Shippable, Stop, Table};
+use crate::metrics::Metrics;
+use crate::records::Entry;
+use crate::runner::{self, Context, Job};
+use crate::spawn::spawn;
+
+/// How long a process whose record was damaged may take to die before its files go anyway.
+const BURIAL: Duration = Duration::from_secs(30);
+
+/// The one owner of the table.
+pub struct Hub {
+    context: Context,
+    table: Mutex<Table>,
+    runners: Mutex<HashMap<AttemptKey, watch::Sender<Option<Stop>>>>,
+    metrics: Arc<Metrics>,
+    /// Something waits to be told on the result stream.
+    pub results: Notify,
+    /// The table changed.
+    pub changed: Notify,
+}
+
+impl Hub {
+    pub fn new(context: Context, capacity: Capacity, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            context,
+            table: Mutex::new(Table::new(capacity)),
+            runners: Mutex::default(),
+            metrics,
+            results: Notify::new(),
+            changed: Notify::new(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn runners(&self) -> MutexGuard<'_, HashMap<AttemptKey, watch::Sender<Option<Stop>>>> {
+        self.runners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the table on and does what it says.
+    pub fn handle(self: &Arc<Self>, input: Input) {
+        if let Input::Ended(_, ended) = &input {
+            self.metrics.ended(ended.cause());
+        }
+        let (effects, running, waiting) = {
+            let mut table = self.table();
+            (table.handle(input), table.running(), table.waiting())
+        };
+        self.metrics.attempts(running, waiting);
+        for effect in effects {
+            match effect {
+                Effect::Run { key, slot, assignment } => {
+                    self.run(Job { key, slot, assignment, resume: false });
+                }
+                Effect::Stop { key, stop } => {
+                    if let Some(runner) = self.runners().get(&key) {
+                        runner.send_replace(Some(stop));
+                    }
+                }
+                Effect::Remove(key) => self.remove(key),
+            }
+        }
+        self.results.notify_one();
+        self.changed.notify_waiters();
+    }
+
+    fn run(self: &Arc<Self>, job: Job) {
+        let key = job.key;
+        let (stop, stopped) = watch::channel(None);
+        self.runners().insert(key, stop);
+        let hub = self.clone();
+        let span = info_span!("attempt", attempt = %key, job = key.task.job.0);
+        let work = async move {
+            // A runner that fails in a way nobody thought of must not leave its attempt for ever.
+            let watched = RunnerEnds { hub: hub.clone(), key };
+            let input = runner::run(&hub.context, &hub, job, stopped).await;
+            std::mem::forget(watched);
+            hub.runners().remove(&key);
+            hub.handle(input);
+        };
+        spawn("runner", work.instrument(span));
+    }
+
+    fn remove(self: &Arc<Self>, key: AttemptKey) {
+        let context = self.context.clone();
+        spawn("remove attempt", async move { context.remove(key).await });
+    }
+
+    /// Takes up what an earlier daemon left on this machine: attempts that run go on, ends that
+    /// were not told are told, and what cannot be trusted is ended and removed.
+    pub async fn recover(self: &Arc<Self>) -> anyhow::Result<()> {
+        let records = self.context.records.clone();
+        let entries = tokio::task::spawn_blocking(move || records.scan()).await??;
+        let known: HashMap<AttemptKey, crate::jail::State> = self
+            .context
+            .jail
+            .list()
+            .await?
+            .into_iter()
+            .map(|status| (status.attempt, status.state))
+            .collect();
+        let mut kept = Vec::new();
+        for entry in entries {
+            match entry {
+                Entry::Found(found) => {
+                    let (key, slot) = (found.key, found.slot);
+                    if found.end.is_none() && !found.executed {
+                        // It never started; the coordinator gives it again.
+                        self.bury(key);
+                        continue;
+                    }
+                    kept.push(key);
+                    let started = match known.get(&key) {
+                        Some(crate::jail::State::Running(started)) => {
+                            Some(runner::started(&found.assignment, *started))
+                        }
+                        Some(crate::jail::State::Starting | crate::jail::State::Ended(_)) | None => None,
+                    };
+                    let ended = found.end.map(Box::new);
+                    let resume = ended.is_none();
+                    let assignment = Arc::new(found.assignment);
+                    info!(attempt = %key, ended = !resume, "taking up an attempt of the daemon before");
+                    self.handle(Input::Recovered { assignment: assignment.clone(), slot, started, ended });
+                    if resume {
+                        self.run(Job { key, slot, assignment, resume });
+                    }
+                }
+                Entry::Old(key) => {
+                    info!(attempt = %key, "dropping an attempt of an earlier boot");
+                    self.bury(key);
+                }
+                Entry::Rejected(key, problem) => {
+                    error!(attempt = %key, %problem, "an attempt's record is rejected: ending what runs of it");
+                    self.bury(key);
+                }
+                Entry::Foreign(path) => {
+                    warn!(path = %path.display(), "not an attempt's directory: it is left alone");
+                }
+            }
+        }
+        for key in known.into_keys().filter(|key| !kept.contains(key)) {
+            self.bury(key);
+        }
+        Ok(())
+    }
+
+    /// Ends whatever runs of an attempt that is not in the table, and removes it.
+    fn bury(self: &Arc<Self>, key: AttemptKey) {
+        let context = self.context.clone();
+        spawn("bury attempt", async move {
+            let mut fate = context.jail.follow(key, context.records.dir(key), true).await;
+            // Refused when the jail knows nothing of it.
+            if context.jail.kill(key, Duration::ZERO).await.is_ok() {
+                let dead = fate.wait_for(|fate| fate.ended.is_some() || fate.lost);
+                if tokio::time::timeout(BURIAL, dead).await.is_err() {
+                    error!(attempt = %key, "a process does not die");
+                }
+            }
+            context.remove(key).await;
+        });
+    }
+
+    /// Up to a message's worth of events that the coordinator must be told.
+    pub fn take_events(&self, max_bytes: usize) -> Vec<v1::AttemptEvent> {
+        self.table().take_events(max_bytes)
+    }
+
+    pub fn inventory(&self) -> Vec<v1::InventoryItem> {
+        self.table().inventory()
+    }
+
+    pub fn shippable(&self) -> Vec<Shippable> {
+        self.table().shippable()
+    }
+
+    pub fn begin_streaming(&self, key: AttemptKey) -> bool {
+        self.table().begin_streaming(key)
+    }
+
+    pub fn seal(&self, key: AttemptKey, length: u64) -> bool {
+        self.table().seal(key, length)
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.table().is_draining()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.table().is_idle()
+    }
+
+    /// Attempts that run, and that wait for a slot.
+    pub fn counts(&self) -> (usize, usize) {
+        let table = self.table();
+        (table.running(), table.waiting())
+    }
+
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+}
+
+/// Ends an attempt whose runner panicked.
+struct RunnerEnds {
+    hub: Arc<Hub>,
+    key: AttemptKey,
+}
+
+impl Drop for RunnerEnds {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // The runtime ends: the next daemon takes the attempt up again.
+            return;
+        }
+        let ended = runner::infra("the agent failed while it ran this attempt; its log says more".to_owned());
+        self.hub.runners().remove(&self.key);
+        self.hub.handle(Input::Ended(self.key, Box::new(ended)));
+    }
+}

@@ -1,0 +1,247 @@
+//! The daemon's standing connection to its jail: found or started, mended when it breaks, and
+//! what the jail tells handed to whoever follows the attempt.
+//!
+//! May enter: connecting, routing. What a fate means for an attempt is the runner's business.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mesh_proto::ids::AttemptKey;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::backoff::Backoff;
+use crate::jail::{
+    Client, ClientError, Event, Events, ExitRecord, Options, Probe, StartRequest, Started, State,
+};
+use crate::spawn::spawn;
+
+/// What is known of an attempt's process.
+#[derive(Clone, Debug, Default)]
+pub struct Fate {
+    pub started: Option<Started>,
+    pub ended: Option<ExitRecord>,
+    /// The jail that ran it is gone and left no record: nobody knows how it ended.
+    pub lost: bool,
+}
+
+/// A handle on the jail; clones share it.
+#[derive(Clone, Debug)]
+pub struct Jailer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: Options,
+    client: watch::Sender<Option<Client>>,
+    fates: Mutex<HashMap<AttemptKey, Followed>>,
+    /// Set before the jail is told to end, so that its end is no accident.
+    closing: watch::Sender<bool>,
+}
+
+struct Followed {
+    fate: watch::Sender<Fate>,
+    /// Its directory, where an exit record would be.
+    dir: PathBuf,
+    /// The jail was asked to start it: a jail that does not know it has lost it.
+    asked: bool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Jailer {
+    /// Connects to the jail, starting one when there is none, and keeps the connection from then on.
+    pub async fn start(options: Options) -> Result<Self, ClientError> {
+        let (client, events) = Client::ensure(&options).await?;
+        info!(pid = client.jail_pid(), "connected to the jail");
+        let shared = Arc::new(Shared {
+            options,
+            client: watch::Sender::new(Some(client)),
+            fates: Mutex::default(),
+            closing: watch::Sender::new(false),
+        });
+        let jailer = Self { shared };
+        spawn("jail events", jailer.clone().keep(events));
+        Ok(jailer)
+    }
+
+    async fn keep(self, mut events: Events) {
+        loop {
+            while let Some(event) = events.recv().await {
+                self.route(event);
+            }
+            self.shared.client.send_replace(None);
+            if *self.shared.closing.borrow() {
+                return;
+            }
+            warn!("the connection to the jail is lost");
+            events = self.reconnect().await;
+        }
+    }
+
+    async fn reconnect(&self) -> Events {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            match Client::ensure(&self.shared.options).await {
+                Ok((client, events)) => match self.find_lost(&client).await {
+                    Ok(()) => {
+                        info!(pid = client.jail_pid(), "connected to the jail again");
+                        self.shared.client.send_replace(Some(client));
+                        return events;
+                    }
+                    Err(error) => warn!(%error, "the jail does not answer"),
+                },
+                Err(error) => error!(%error, "no jail: tasks cannot be started"),
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    /// Finds the attempts that a former jail took with it.
+    async fn find_lost(&self, client: &Client) -> Result<(), ClientError> {
+        let known: Vec<AttemptKey> = client.list().await?.into_iter().map(|status| status.attempt).collect();
+        for (key, followed) in
+            self.fates().iter().filter(|(key, followed)| followed.asked && !known.contains(key))
+        {
+            let record = crate::jail::read_exit_record(&followed.dir).ok().flatten();
+            followed.fate.send_modify(|fate| {
+                if record.is_some() {
+                    fate.ended = record;
+                } else if fate.ended.is_none() {
+                    warn!(attempt = %key, "the jail that ran this attempt is gone");
+                    fate.lost = true;
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn route(&self, event: Event) {
+        let fates = self.fates();
+        match event {
+            Event::Started(started) => {
+                if let Some(followed) = fates.get(&started.attempt) {
+                    followed.fate.send_modify(|fate| fate.started = Some(started));
+                }
+            }
+            Event::Ended(record) => {
+                if let Some(followed) = fates.get(&record.attempt) {
+                    followed.fate.send_modify(|fate| fate.ended = Some(record));
+                }
+            }
+        }
+    }
+
+    fn fates(&self) -> MutexGuard<'_, HashMap<AttemptKey, Followed>> {
+        self.shared.fates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows an attempt from now on; what the jail knows of it already is in what is returned.
+    pub async fn follow(&self, key: AttemptKey, dir: PathBuf, asked: bool) -> watch::Receiver<Fate> {
+        let receiver = {
+            let mut fates = self.fates();
+            let followed =
+                fates.entry(key).or_insert_with(|| Followed { fate: watch::Sender::default(), dir, asked });
+            followed.asked |= asked;
+            followed.fate.subscribe()
+        };
+        if asked && let Ok(list) = self.call(|client| async move { client.list().await }).await {
+            let status = list.into_iter().find(|status| status.attempt == key);
+            let record = || {
+                let dir = self.fates().get(&key).map(|followed| followed.dir.clone());
+                dir.and_then(|dir| crate::jail::read_exit_record(&dir).ok().flatten())
+            };
+            let fate = match status.map(|status| status.state) {
+                Some(State::Starting) => Fate::default(),
+                Some(State::Running(started)) => Fate { started: Some(started), ..Fate::default() },
+                Some(State::Ended(record)) => Fate { ended: Some(record), ..Fate::default() },
+                None => match record() {
+                    Some(record) => Fate { ended: Some(record), ..Fate::default() },
+                    None => Fate { lost: true, ..Fate::default() },
+                },
+            };
+            if let Some(followed) = self.fates().get(&key) {
+                followed.fate.send_modify(|known| {
+                    known.started = known.started.or(fate.started);
+                    known.ended = known.ended.take().or(fate.ended);
+                    known.lost = fate.lost && known.ended.is_none() && known.started.is_none();
+                });
+            }
+        }
+        receiver
+    }
+
+    /// Starts an attempt that is followed. Tried again when the connection breaks meanwhile: the
+    /// jail starts an attempt once.
+    pub async fn launch(&self, request: StartRequest) -> Result<(), ClientError> {
+        if let Some(followed) = self.fates().get_mut(&request.attempt) {
+            followed.asked = true;
+        }
+        self.call(|client| {
+            let request = request.clone();
+            async move { client.start(request).await }
+        })
+        .await
+    }
+
+    /// Ends an attempt; its end is told to whoever follows it.
+    pub async fn kill(&self, key: AttemptKey, grace: Duration) -> Result<(), ClientError> {
+        self.call(|client| async move { client.kill(key, grace).await }).await
+    }
+
+    /// Nobody follows the attempt any more, and the jail need not remember it.
+    pub async fn forget(&self, key: AttemptKey) -> Result<(), ClientError> {
+        self.fates().remove(&key);
+        self.call(|client| async move { client.forget(key).await }).await
+    }
+
+    /// Every attempt that the jail knows, with where it stands.
+    pub async fn list(&self) -> Result<Vec<crate::jail::Status>, ClientError> {
+        self.call(|client| async move { client.list().await }).await
+    }
+
+    /// What this machine can do.
+    pub async fn probe(&self) -> Result<Probe, ClientError> {
+        self.call(|client| async move { client.probe().await }).await
+    }
+
+    /// Ends the jail and everything in it.
+    pub async fn shutdown(&self) -> Result<(), ClientError> {
+        self.shared.closing.send_replace(true);
+        let client = self.shared.client.borrow().clone();
+        match client {
+            Some(client) => client.shutdown(true).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Calls the jail; waits for the connection to be mended when there is none.
+    async fn call<T, F>(&self, ask: impl Fn(Client) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let mut watch = self.shared.client.subscribe();
+        loop {
+            let client = match watch.wait_for(Option::is_some).await {
+                Ok(client) => client.clone(),
+                Err(_) => None,
+            };
+            let Some(client) = client else { return Err(ClientError::Closed) };
+            let pid = client.jail_pid();
+            match ask(client).await {
+                Err(ClientError::Closed) if !*self.shared.closing.borrow() => {
+                    // The keeper sees the end of the events as well, and clears it.
+                    let gone = watch.wait_for(|now| now.as_ref().is_none_or(|now| now.jail_pid() != pid));
+                    let _mended_or_late = tokio::time::timeout(Duration::from_secs(1), gone).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! One attempt, from its assignment to its end: write it down, stage its inputs, have the jail
+//! start its process, follow it, collect its outputs.
+//!
+//! May enter: the order of things and what each failure is called. Each step's work is in a room
+//! of its own (`stage`, `jailer`, `progress`, `collect`, `blobs/`).
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mesh_proto::digest::Digest;
+use mesh_proto::ids::AttemptKey;
+use mesh_proto::v1::{self, Assignment, Cause, Ended, FileEntry};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::attempts::{Input, Stop};
+use crate::beneath::{Owner, Root};
+use crate::blobs::{BlobError, Blobs};
+use crate::collect::{self, Bounds, CollectError};
+use crate::command;
+use crate::config::{Config, Level};
+use crate::facts::wire_level;
+use crate::hub::Hub;
+use crate::jail::{self, ExitCause, ExitRecord};
+use crate::jailer::{Fate, Jailer};
+use crate::node::NodeRpc;
+use crate::progress;
+use crate::records::Records;
+use crate::stage;
+
+/// The longest message of an end, in bytes.
+const MAX_MESSAGE: usize = 1024;
+/// How long a process that nobody wants any more has after SIGTERM.
+const DISCARD_GRACE: Duration = Duration::from_secs(1);
+/// The largest end that is sent, in bytes: a gRPC message holds 4 MiB.
+const MAX_END: usize = 3 * 1024 * 1024;
+
+/// What every runner works with.
+#[derive(Clone)]
+pub struct Context {
+    pub config: Arc<Config>,
+    pub node_name: Arc<str>,
+    pub jail: Jailer,
+    pub blobs: Arc<Blobs>,
+    pub records: Records,
+    pub rpc: NodeRpc,
+    /// Where work directories are.
+    pub work_root: Arc<PathBuf>,
+    pub strongest: jail::Level,
+    pub root: bool,
+}
+
+/// What is to be run.
+#[derive(Debug)]
+pub struct Job {
+    pub key: AttemptKey,
+    pub slot: u32,
+    pub assignment: Arc<Assignment>,
+    /// Its process was started by an earlier daemon.
+    pub resume: bool,
+}
+
+/// How a step ended that did not lead on.
+enum Cut {
+    /// This is the end.
+    End(Box<Ended>),
+    /// The runner was asked to stop.
+    Stopped(Stop),
+}
+
+impl Context {
+    /// Who tasks of a slot run as; none when the agent is no root: as the agent itself.
+    fn owner(&self, slot: u32) -> Option<Owner> {
+        let uid = self.config.uid_base + slot;
+        self.root.then_some(Owner { uid, gid: uid })
+    }
+
+    /// The work directory of an attempt.
+    fn work_dir(&self, key: AttemptKey) -> PathBuf {
+        self.work_root.join(key.to_string()).join("work")
+    }
+
+    /// Removes everything that is left of an attempt, in the jail and on disk.
+    pub async fn remove(&self, key: AttemptKey) {
+        if let Err(error) = self.jail.forget(key).await {
+            debug!(attempt = %key, %error, "the jail does not forget");
+        }
+        let (records, work) = (self.records.clone(), self.work_root.join(key.to_string()));
+        let removed =
+            tokio::task::spawn_blocking(move || crate::records::remove_tree(&work).and(records.remove(key)));
+        if let Ok(Err(error)) = removed.await {
+            warn!(attempt = %key, %error, "cannot remove all of an attempt's files");
+        }
+    }
+}
+
+/// Runs an attempt to its end; what is returned goes to the table.
+pub async fn run(context: &Context, hub: &Arc<Hub>, job: Job, stop: watch::Receiver<Option<Stop>>) -> Input {
+    let key = job.key;
+    let mut runner = Runner { context, hub, job, stop };
+    let ended = match runner.go().await {
+        Ok(ended) | Err(Cut::End(ended)) => ended,
+        Err(Cut::Stopped(Stop::Discard)) => return Input::Gone(key),
+        Err(Cut::Stopped(Stop::Cancel)) => Box::new(end(Cause::Cancelled, "cancelled".to_owned())),
+        Err(Cut::Stopped(Stop::Shutdown)) => Box::new(infra("the agent was stopped".to_owned())),
+    };
+    if runner.discarded() {
+        return Input::Gone(key);
+    }
+    let (records, written) = (context.records.clone(), ended.clone());
+    let write = tokio::task::spawn_blocking(move || records.write_end(key, &written));
+    if let Ok(Err(error)) = write.await {
+        // Not fatal: after a restart the end is worked out again from the exit record.
+        warn!(%error, "cannot write an attempt's end down");
+    }
+    info!(cause = ?ended.cause(), code = ended.exit_code, "attempt ended");
+    Input::Ended(key, ended)
+}
+
+struct Runner<'a> {
+    context: &'a Context,
+    hub: &'a Arc<Hub>,
+    job: Job,
+    stop: watch::Receiver<Option<Stop>>,
+}
+
+impl Runner<'_> {
+    async fn go(&mut self) -> Result<Box<Ended>, Cut> {
+        let key = self.job.key;
+        let dir = self.context.records.dir(key);
+        if self.job.resume {
+            let fate = self.context.jail.follow(key, dir, true).await;
+            return self.follow(fate).await;
+        }
+        self.write_down().await?;
+        let level = self.level()?;
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            stop = stopped(&mut stop) => return Err(Cut::Stopped(stop)),
+            staged = self.stage() => staged?,
+        }
+        let fate = self.context.jail.follow(key, dir.clone(), false).await;
+        self.context.records.write_exec(key).map_err(|error| Cut::infra(&error))?;
+        let request = command::request(self.context, &self.job, level, self.context.owner(self.job.slot));
+        self.context.jail.launch(request).await.map_err(|error| Cut::infra(&error))?;
+        self.follow(fate).await
+    }
+
+    /// The level to run at, or why this node does not.
+    fn level(&self) -> Result<jail::Level, Cut> {
+        let refuse = |why: String| Err(Cut::End(Box::new(end(Cause::Sandbox, why))));
+        match self.job.assignment.sandbox() {
+            v1::SandboxLevel::Strict => refuse("the strict sandbox is not served by this version".to_owned()),
+            v1::SandboxLevel::None if self.context.config.sandbox_allow != Level::None => refuse(
+                "this node does not run tasks without a sandbox (--sandbox-allow none would let it)"
+                    .to_owned(),
+            ),
+            v1::SandboxLevel::None => Ok(jail::Level::None),
+            v1::SandboxLevel::Basic | v1::SandboxLevel::Unspecified => {
+                if self.context.strongest < jail::Level::Basic {
+                    return refuse("this node cannot confine tasks; `agent check` says why".to_owned());
+                }
+                Ok(jail::Level::Basic)
+            }
+        }
+    }
+
+    async fn write_down(&self) -> Result<(), Cut> {
+        let (records, job) = (self.context.records.clone(), &self.job);
+        let (key, slot, assignment) = (job.key, job.slot, job.assignment.clone());
+        let owner = self.context.owner(slot);
+        let written = tokio::task::spawn_blocking(move || {
+            records.write(key, slot, &assignment)?;
+            if let Some(Owner { gid, .. }) = owner {
+                let dir = records.dir(key);
+                std::os::unix::fs::chown(&dir, None, Some(gid))
+                    .map_err(|source| crate::records::RecordError::Io { path: dir, source })?;
+            }
+            Ok::<_, crate::records::RecordError>(())
+        });
+        flat(written.await)?.map_err(|error| Cut::infra(&error))
+    }
+
+    async fn stage(&self) -> Result<(), Cut> {
+        let inputs = self.inputs().await?;
+        let (path, assignment) = (self.context.work_dir(self.job.key), self.job.assignment.clone());
+        let owner = self.context.owner(self.job.slot);
+        let work_root = self.context.work_root.clone();
+        let in_data_dir = *work_root == self.context.config.data_dir.join("attempts");
+        let made = tokio::task::spawn_blocking(move || {
+            if !in_data_dir && let Some(area) = path.parent() {
+                make_area(area, owner).map_err(stage::StageError::Work)?;
+            }
+            stage::work_dir(&path, owner, &assignment)
+        });
+        let root = Arc::new(flat(made.await)?.map_err(|error| Cut::stage(&error))?);
+        for entry in inputs {
+            let content = if entry.directory { None } else { Some(self.fetch(&entry).await?) };
+            let root = root.clone();
+            let placed = tokio::task::spawn_blocking(move || {
+                let mut content = content;
+                stage::place(&root, &entry, content.as_mut())
+            });
+            flat(placed.await)?.map_err(|error| Cut::stage(&error))?;
+        }
+        Ok(())
+    }
+
+    async fn inputs(&self) -> Result<Vec<FileEntry>, Cut> {
+        if !self.job.assignment.inputs_listed {
+            return Ok(self.job.assignment.inputs.clone());
+        }
+        self.context.rpc.list_inputs(self.job.key).await.map_err(|status| {
+            Cut::End(Box::new(end(
+                Cause::Staging,
+                format!("the coordinator does not list the inputs: {}", status.message()),
+            )))
+        })
+    }
+
+    async fn fetch(&self, entry: &FileEntry) -> Result<std::fs::File, Cut> {
+        let staging = |problem: String| Cut::End(Box::new(end(Cause::Staging, problem)));
+        let digest = Digest::try_from(&entry.digest[..])
+            .map_err(|error| staging(format!("input `{}`: {error}", entry.path)))?;
+        self.context.blobs.fetch(digest, entry.size).await.map_err(|error| match error {
+            BlobError::Disk(_) | BlobError::Stopped => Cut::infra(&error),
+            BlobError::Missing(_) | BlobError::Corrupt(_) | BlobError::Refused(_) => {
+                staging(format!("input `{}`: {error}", entry.path))
+            }
+        })
+    }
+
+    /// Waits for the process's end, telling of its start and progress and passing stops on.
+    async fn follow(&mut self, mut fate: watch::Receiver<Fate>) -> Result<Box<Ended>, Cut> {
+        let key = self.job.key;
+        let mut told = false;
+        let mut progress = progress::Watcher::new(self.context.work_dir(key));
+        let mut tick = tokio::time::interval(self.context.config.timings.progress_poll);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut passed_on: Option<Stop> = None;
+        let record = loop {
+            let now = fate.borrow_and_update().clone();
+            if let (Some(process), false) = (now.started, told) {
+                told = true;
+                self.hub.handle(Input::Started(key, started(&self.job.assignment, process)));
+            }
+            if let Some(record) = now.ended {
+                break record;
+            }
+            if now.lost {
+                return self.lost().await;
+            }
+            let wanted = *self.stop.borrow_and_update();
+            if wanted > passed_on {
+                passed_on = wanted;
+                self.pass_on(wanted.unwrap_or(Stop::Cancel)).await;
+            }
+            tokio::select! {
+                changed = fate.changed() => {
+                    if changed.is_err() {
+                        return Err(Cut::End(Box::new(infra("the agent lost track of it".to_owned()))));
+                    }
+                }
+                Ok(()) = self.stop.changed() => {}
+                _ = tick.tick(), if told => {
+                    if let Some(progress) = progress.look() {
+                        self.hub.handle(Input::Progress(key, progress));
+                    }
+                }
+            }
+        };
+        self.finish(record).await
+    }
+
+    async fn pass_on(&self, stop: Stop) {
+        let grace = Duration::from_millis(self.job.assignment.grace_ms);
+        let grace = match stop {
+            Stop::Cancel | Stop::Shutdown => grace,
+            Stop::Discard => grace.min(DISCARD_GRACE),
+        };
+        if let Err(error) = self.context.jail.kill(self.job.key, grace).await {
+            warn!(%error, "the jail does not end the attempt");
+        }
+    }
+
+    /// What the process's end means, with its outputs when it succeeded.
+    async fn finish(&mut self, record: ExitRecord) -> Result<Box<Ended>, Cut> {
+        if self.discarded() {
+            return Err(Cut::Stopped(Stop::Discard));
+        }
+        let stop = *self.stop.borrow();
+        let mut ended = of_record(&record, stop);
+        let succeeded = record.cause == ExitCause::Exited(0) && ended.cause() == Cause::Exit;
+        if succeeded && !self.job.assignment.outputs.is_empty() {
+            let mut stop = self.stop.clone();
+            let collected = tokio::select! {
+                biased;
+                stop = cancelled(&mut stop) => Err(Cut::Stopped(stop)),
+                collected = self.collect() => collected,
+            };
+            match collected {
+                Ok(outputs) => ended.outputs = outputs,
+                Err(Cut::End(failed)) => {
+                    ended.cause = failed.cause;
+                    ended.exit_code = 0;
+                    ended.message = failed.message;
+                }
+                Err(Cut::Stopped(Stop::Discard)) => return Err(Cut::Stopped(Stop::Discard)),
+                Err(Cut::Stopped(Stop::Cancel | Stop::Shutdown)) => {
+                    ended.cause = Cause::Cancelled.into();
+                    "cancelled while its outputs were collected".clone_into(&mut ended.message);
+                }
+            }
+        }
+        if prost::Message::encoded_len(&ended) > MAX_END {
+            ended.outputs.clear();
+            ended.cause = Cause::Output.into();
+            "the names of the outputs are too long together".clone_into(&mut ended.message);
+        }
+        self.with_output(ended, record.spool_len).await
+    }
+
+    /// The end of an attempt that died with its jail; what it wrote until then is kept.
+    async fn lost(&self) -> Result<Box<Ended>, Cut> {
+        let spool = self.context.records.dir(self.job.key).join(jail::protocol::SPOOL);
+        let length = tokio::fs::metadata(spool).await.map_or(0, |meta| meta.len());
+        let why = "the jail that ran this attempt is gone, and nobody knows how far it came";
+        self.with_output(infra(why.to_owned()), length).await
+    }
+
+    /// Says how much output there is, and gives it along when it is short and was not streamed.
+    async fn with_output(&self, mut ended: Ended, spool_len: u64) -> Result<Box<Ended>, Cut> {
+        ended.output_length = spool_len;
+        if self.hub.seal(self.job.key, spool_len) {
+            ended.output = self.spool(spool_len).await?;
+        }
+        Ok(Box::new(ended))
+    }
+
+    /// The whole of a short spool.
+    async fn spool(&self, length: u64) -> Result<Bytes, Cut> {
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        let path = self.context.records.dir(self.job.key).join(jail::protocol::SPOOL);
+        let mut bytes = tokio::fs::read(path).await.map_err(|error| Cut::infra(&error))?;
+        bytes.truncate(length as usize);
+        Ok(bytes.into())
+    }
+
+    async fn collect(&self) -> Result<Vec<FileEntry>, Cut> {
+        let work = self.context.work_dir(self.job.key);
+        let limits = self.context.config.limits;
+        let bounds = Bounds {
+            files: limits.max_output_files,
+            bytes: limits.max_output_size,
+            uid: self.context.owner(self.job.slot).map(|owner| owner.uid),
+        };
+        let assignment = self.job.assignment.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            let root = Root::open(&work, None)?;
+            let entries = collect::collect(&root, &assignment.outputs, bounds)?;
+            Ok::<_, CollectError>((root, entries))
+        });
+        let (root, entries) = flat(found.await)?.map_err(|error| match error {
+            CollectError::Io(_) => Cut::infra(&error),
+            error => Cut::End(Box::new(end(Cause::Output, error.to_string()))),
+        })?;
+        let files = entries.iter().filter(|entry| !entry.directory);
+        let paths: HashMap<Digest, &FileEntry> =
+            files.filter_map(|entry| Some((Digest::try_from(&entry.digest[..]).ok()?, entry))).collect();
+        let blobs: Vec<(Digest, u64)> = paths.iter().map(|(digest, entry)| (*digest, entry.size)).collect();
+        let open = |digest: Digest| match paths.get(&digest) {
+            Some(entry) => root.read(&entry.path).map(|(file, _)| file),
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        self.context.blobs.upload(&blobs, open).await.map_err(|error| Cut::infra(&error))?;
+        Ok(entries)
+    }
+
+    fn discarded(&self) -> bool {
+        *self.stop.borrow() == Some(Stop::Discard)
+    }
+}
+
+impl Cut {
+    fn infra(error: &impl std::error::Error) -> Self {
+        Self::End(Box::new(infra(with_sources(error))))
+    }
+
+    fn stage(error: &stage::StageError) -> Self {
+        let cause = if error.is_infra() { Cause::Infra } else { Cause::Staging };
+        Self::End(Box::new(end(cause, error.to_string())))
+    }
+}
+
+/// An error with what lies below it.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(source) = below {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        below = source.source();
+    }
+    text
+}
+
+/// A directory that only the slot's user may pass through.
+fn make_area(area: &std::path::Path, owner: Option<Owner>) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    match std::fs::DirBuilder::new().mode(0o710).create(area) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    match owner {
+        Some(Owner { gid, .. }) => std::os::unix::fs::chown(area, None, Some(gid)),
+        None => Ok(()),
+    }
+}
+
+/// The result of blocking work; its panic is the agent's fault, not the task's.
+fn flat<T>(joined: Result<T, tokio::task::JoinError>) -> Result<T, Cut> {
+    joined.map_err(|error| Cut::infra(&error))
+}
+
+async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    loop {
+        if let Some(stop) = *stop.borrow_and_update() {
+            return stop;
+        }
+        if stop.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A stop that also ends the collecting: an agent that shuts down finishes it first.
+async fn cancelled(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    let wanted = stop.wait_for(|stop| *stop > Some(Stop::Shutdown)).await.map(|stop| *stop);
+    match wanted {
+        Ok(stop) => stop.unwrap_or(Stop::Cancel),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// The start as it is told.
+pub fn started(assignment: &Assignment, process: jail::Started) -> v1::Started {
+    let level = match assignment.sandbox() {
+        v1::SandboxLevel::None => wire_level(jail::Level::None),
+        v1::SandboxLevel::Unspecified | v1::SandboxLevel::Basic | v1::SandboxLevel::Strict => {
+            wire_level(jail::Level::Basic)
+        }
+    };
+    v1::Started { at_ms: process.at_ms, sandbox: level.into() }
+}
+
+/// The end of something that the node could not run.
+pub fn infra(message: String) -> Ended {
+    end(Cause::Infra, message)
+}
+
+fn end(cause: Cause, mut message: String) -> Ended {
+    while message.len() > MAX_MESSAGE {
+        message.pop();
+    }
+    Ended { cause: cause.into(), message, ended_at_ms: crate::clock::unix_ms(), ..Ended::default() }
+}
+
+/// How the process ended, in the coordinator's words.
+fn of_record(record: &ExitRecord, stop: Option<Stop>) -> Ended {
+    let (cause, message) = match &record.cause {
+        // It may have ended by itself just before the cancel reached it; what it left is not wanted.
+        ExitCause::Exited(0) if stop == Some(Stop::Cancel) => (Cause::Cancelled, "cancelled".to_owned()),
+        ExitCause::Exited(_) => (Cause::Exit, String::new()),
+        ExitCause::Signalled(_) => (Cause::Signal, String::new()),
+        ExitCause::TimedOut => (Cause::Timeout, "it ran longer than its timeout".to_owned()),
+        ExitCause::Killed => match stop {
+            Some(Stop::Shutdown) => (Cause::Infra, "the agent was stopped with its tasks".to_owned()),
+            // None: a daemon before this one passed a cancel on.
+            Some(Stop::Cancel | Stop::Discard) | None => (Cause::Cancelled, "cancelled".to_owned()),
+        },
+        ExitCause::SpawnFailed(why) => (Cause::Infra, format!("the process could not be started: {why}")),
+        ExitCause::OutputLost(why) => (Cause::Infra, format!("its output could not be kept: {why}")),
+    };
+    let (exit_code, signal) = match record.cause {
+        ExitCause::Exited(code) => (code, 0),
+        ExitCause::Signalled(signal) => (0, signal),
+        ExitCause::TimedOut | ExitCause::Killed | ExitCause::SpawnFailed(_) | ExitCause::OutputLost(_) => {
+            (0, 0)
+        }
+    };
+    Ended {
+        exit_code,
+        signal,
+        started_at_ms: record.started_at_ms,
+        ended_at_ms: record.ended_at_ms,
+        run_ms: record.run_ms,
+        cpu_ms: record.cpu_ms,
+        max_rss_bytes: record.max_rss_bytes,
+        ..end_at(cause, message)
+    }
+}
+
+fn end_at(cause: Cause, message: String) -> Ended {
+    Ended { ended_at_ms: 0, ..end(cause, message) }
+}

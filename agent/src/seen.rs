@@ -1,0 +1,125 @@
+//! The highest point of the coordinator's history that this node has seen, kept on disk: a
+//! coordinator that is behind it is stale and is not obeyed.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use mesh_proto::v1::CommitPoint;
+use serde::{Deserialize, Serialize};
+
+use crate::records::write_whole;
+
+/// A coordinator speaks for an older history than this node has seen.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the coordinator stands at epoch {theirs} (history {their_incarnation}), but this node has obeyed epoch \
+     {ours} (history {our_incarnation}): it is stale, or its database went back in time"
+)]
+pub struct StaleLeader {
+    theirs: u64,
+    ours: u64,
+    their_incarnation: String,
+    our_incarnation: String,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Point {
+    incarnation: String,
+    epoch: u64,
+    seq: u64,
+}
+
+/// The highest commit point seen.
+#[derive(Debug)]
+pub struct Seen {
+    path: PathBuf,
+    highest: Mutex<Point>,
+}
+
+impl Seen {
+    /// Reads what was kept. A file that is missing or damaged means that nothing was seen: the
+    /// coordinator's own fence still holds.
+    pub fn load(path: PathBuf) -> Self {
+        let kept = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self { path, highest: Mutex::new(kept.unwrap_or_default()) }
+    }
+
+    /// The highest point, for the coordinator to compare with its own.
+    pub fn point(&self) -> Option<CommitPoint> {
+        let highest = self.lock();
+        let Point { incarnation, epoch, seq } = &*highest;
+        (!incarnation.is_empty()).then(|| CommitPoint {
+            incarnation: incarnation.clone(),
+            epoch: *epoch,
+            seq: *seq,
+        })
+    }
+
+    /// Takes note of where a coordinator stands, or refuses it. Within one epoch messages may
+    /// overtake each other on different streams, so that a lower `seq` says nothing here.
+    pub fn observe(&self, leader: Option<&CommitPoint>) -> Result<(), StaleLeader> {
+        let Some(leader) = leader else { return Ok(()) };
+        let mut highest = self.lock();
+        let theirs = (leader.incarnation.as_str(), leader.epoch);
+        let ours = (highest.incarnation.as_str(), highest.epoch);
+        if theirs < ours {
+            return Err(StaleLeader {
+                theirs: leader.epoch,
+                ours: highest.epoch,
+                their_incarnation: leader.incarnation.clone(),
+                our_incarnation: highest.incarnation.clone(),
+            });
+        }
+        let risen = theirs > ours;
+        if risen || leader.seq > highest.seq {
+            *highest =
+                Point { incarnation: leader.incarnation.clone(), epoch: leader.epoch, seq: leader.seq };
+        }
+        if risen {
+            self.save(&highest);
+        }
+        Ok(())
+    }
+
+    /// Writes the point down; called now and then, since `seq` moves with every commit.
+    pub fn keep(&self) {
+        self.save(&self.lock());
+    }
+
+    fn save(&self, point: &Point) {
+        let bytes = serde_json::to_vec(point).unwrap_or_default();
+        if let Err(error) = write_whole(&self.path, &bytes) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot keep the highest epoch seen");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Point> {
+        self.highest.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(incarnation: &str, epoch: u64, seq: u64) -> CommitPoint {
+        CommitPoint { incarnation: incarnation.to_owned(), epoch, seq }
+    }
+
+    #[test]
+    fn an_older_epoch_is_refused_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seen.json");
+        let seen = Seen::load(path.clone());
+        assert_eq!(seen.point(), None);
+        seen.observe(Some(&point("a", 4, 100))).unwrap();
+        seen.observe(Some(&point("a", 4, 90))).unwrap();
+        assert!(seen.observe(Some(&point("a", 3, 999))).is_err());
+        let again = Seen::load(path);
+        assert_eq!(again.point(), Some(point("a", 4, 100)));
+        assert!(again.observe(Some(&point("a", 3, 999))).is_err());
+        again.observe(Some(&point("a", 5, 1))).unwrap();
+        again.observe(Some(&point("b", 1, 1))).unwrap();
+        assert!(again.observe(Some(&point("a", 6, 1))).is_err(), "the older history");
+    }
+}
