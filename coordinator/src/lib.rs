@@ -5,6 +5,7 @@
 pub mod blobs;
 pub mod config;
 pub mod engine;
+mod files;
 pub mod grpc;
 pub mod http;
 pub mod metrics;

@@ -5,10 +5,9 @@ use std::{fs::File, io, sync::Arc};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use mesh_proto::limits::MAX_CHUNK;
-use rustix::buffer::spare_capacity;
 
 use super::{error::BlobError, store::join};
-use crate::spawn;
+use crate::{files::read_at, spawn};
 
 /// Bytes that one piece has at the most.
 pub const CHUNK: usize = MAX_CHUNK;
@@ -47,12 +46,9 @@ impl BlobReader {
 }
 
 fn read_exact(file: &File, at: u64, length: usize) -> io::Result<Bytes> {
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
-        let position = at + bytes.len() as u64;
-        if rustix::io::pread(file, spare_capacity(&mut bytes), position)? == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a blob became shorter"));
-        }
+    let bytes = read_at(file, at, length)?;
+    if bytes.len() < length {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a blob became shorter"));
     }
-    Ok(bytes.into())
+    Ok(bytes)
 }

@@ -3,11 +3,10 @@
 use std::{fs::File, io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
-use rustix::buffer::spare_capacity;
 use tokio::sync::watch;
 
 use super::error::OutputError;
-use crate::spawn;
+use crate::{files::read_at, spawn};
 
 /// Reads one attempt's output.
 #[derive(Debug)]
@@ -61,16 +60,4 @@ impl Reader {
             .map(|length| *length)
             .map_err(|_| OutputError::Removed)
     }
-}
-
-fn read_at(file: &File, from: u64, length: usize) -> io::Result<Bytes> {
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
-        let at = from + bytes.len() as u64;
-        if rustix::io::pread(file, spare_capacity(&mut bytes), at)? == 0 {
-            break;
-        }
-    }
-    bytes.truncate(length);
-    Ok(bytes.into())
 }
