@@ -43,15 +43,30 @@ impl Engine {
         }
         self.adopt(attempt.task);
         fx.says.push(Say::Ack { node, attempt, ack: Ack::Durable, ended: false });
-        let Some(placed) = self.task_mut(attempt.task).and_then(|task| task.placed_mut()) else { return };
-        if placed.started_at.is_some() {
+        self.note_start(now, attempt.task, Some(sandbox), fx);
+    }
+
+    /// The current attempt of a task runs. An inventory says so without the level, which the
+    /// agent's own word brings later.
+    pub(super) fn note_start(
+        &mut self,
+        now: Time,
+        key: TaskKey,
+        sandbox: Option<SandboxLevel>,
+        fx: &mut Effects,
+    ) {
+        let Some(placed) = self.task_mut(key).and_then(|task| task.placed_mut()) else { return };
+        let first = placed.started_at.is_none();
+        if !first && (placed.sandbox.is_some() || sandbox.is_none()) {
             return;
         }
-        placed.started_at = Some(now);
-        placed.sandbox = Some(sandbox);
-        self.shift(attempt.task.job, attempt.task.task, TaskState::Assigned, TaskState::Running, 1);
-        self.job_started(now, attempt.task);
-        self.write_task(attempt.task, fx);
+        placed.started_at.get_or_insert(now);
+        placed.sandbox = placed.sandbox.or(sandbox);
+        if first {
+            self.shift(key.job, key.task, TaskState::Assigned, TaskState::Running, 1);
+            self.job_started(now, key);
+        }
+        self.write_task(key, fx);
     }
 
     /// The agent tells how it ended.

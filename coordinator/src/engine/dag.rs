@@ -45,10 +45,7 @@ impl Engine {
             let Some(definition) = self.definition(job, task) else { continue };
             for dependent in definition.dependents.clone() {
                 let Some(target) = self.definition_mut(job, dependent.task) else { continue };
-                let mut gone = target.blocked();
-                if dependent.same_index {
-                    gone = gone.intersection(&dropped);
-                }
+                let gone = if dependent.same_index { target.blocked_of(&dropped) } else { target.blocked() };
                 if gone.is_empty() {
                     continue;
                 }

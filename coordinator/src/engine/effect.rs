@@ -28,12 +28,25 @@ impl Effects {
 /// A row as it must stand after the commit. The last one of a key wins.
 #[derive(Clone, Debug)]
 pub enum Write {
-    NewJob { number: JobNumber, job: Arc<NewJob>, created_at: Time },
+    /// Its definitions begin with every element blocked; a `Definition` follows where that is
+    /// not so any more.
+    NewJob {
+        number: JobNumber,
+        job: Arc<NewJob>,
+        created_at: Time,
+    },
     Job(JobRow),
-    Definition { job: JobNumber, task: u32, counts: Counts },
+    Definition {
+        job: JobNumber,
+        task: u32,
+        counts: Counts,
+    },
     Task(TaskRow),
     Attempt(AttemptRow),
-    Node { record: NodeRecord, facts: Option<Bytes> },
+    Node {
+        record: NodeRecord,
+        facts: Option<Bytes>,
+    },
 }
 
 /// The part of a job's row that changes.

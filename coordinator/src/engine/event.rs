@@ -87,7 +87,7 @@ pub struct NewJob {
 pub struct NewDefinition {
     pub name: String,
     pub array: bool,
-    /// Elements; 1 for a single task.
+    /// Elements, at least 1; 1 for a single task.
     pub total: u32,
     pub requirements: Requirements,
     pub retry: Retry,
@@ -96,7 +96,8 @@ pub struct NewDefinition {
     pub spec: Bytes,
 }
 
-/// One task definition needs another.
+/// One task definition needs another. The caller has checked that needs lead to definitions of
+/// the job, never in a circle, and element by element only between equal totals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
     /// Position of the needed definition.

@@ -10,7 +10,7 @@ use super::{
     placement::ClassId,
     ranges::Elements,
     task::Task,
-    types::{Counts, JobState, Retry, Time},
+    types::{Counts, JobState, Retry, TaskState, Time},
 };
 
 /// An unfinished job.
@@ -80,6 +80,30 @@ impl Definition {
     /// Elements that wait for what they need.
     #[must_use]
     pub fn blocked(&self) -> Elements {
+        if self.counts[TaskState::Blocked] == 0 {
+            return Elements::default();
+        }
+        self.unclaimed()
+    }
+
+    /// Those of `some` that wait for what they need. One element costs no walk over the others.
+    #[must_use]
+    pub fn blocked_of(&self, some: &Elements) -> Elements {
+        match some.first() {
+            Some(only) if some.len() == 1 => {
+                if self.is_blocked(only) {
+                    some.clone()
+                } else {
+                    Elements::default()
+                }
+            }
+            _ => self.blocked().intersection(some),
+        }
+    }
+
+    /// Elements that no other set has, found without the counts.
+    #[must_use]
+    pub fn unclaimed(&self) -> Elements {
         let mut blocked = Elements::of(0..self.total);
         blocked.subtract(&self.ready);
         blocked.subtract(&self.completed);

@@ -36,6 +36,8 @@ mod restore;
 mod retry;
 mod submit;
 mod task;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 pub use machine::{Engine, Totals};

@@ -10,7 +10,7 @@ use super::{
     event::{Held, NodeChange, Registration, ReplyId},
     machine::Engine,
     node::{Node, Session},
-    types::{NodeState, SandboxLevel, TaskState, Time},
+    types::{NodeState, TaskState, Time},
 };
 
 impl Engine {
@@ -18,7 +18,8 @@ impl Engine {
     /// brought together: kept, collected, sent again, or ended as lost.
     pub(super) fn register(&mut self, now: Time, reply: ReplyId, new: &Arc<Registration>, fx: &mut Effects) {
         let node = self.nodes.entry(new.node).or_insert_with(|| Node::new(new.record.clone(), now));
-        node.record = new.record.clone();
+        // The row was read before this event; what an operator said since is known only here.
+        node.record.name.clone_from(&new.record.name);
         node.record.boot = Some(new.boot);
         node.facts = Some(new.facts.clone());
         node.session = Some(Session { id: new.session, open: false });
@@ -68,7 +69,8 @@ impl Engine {
         }
         match held.get(&attempt) {
             Some(Held::Running) if !started => {
-                self.attempt_started(now, new.node, attempt, SandboxLevel::Unspecified, fx);
+                self.adopt(key);
+                self.note_start(now, key, None, fx);
             }
             Some(Held::Accepted | Held::Running | Held::Ended) => self.adopt(key),
             // It reported the start and knows nothing of it now, or was to end it and never began.
@@ -158,6 +160,10 @@ impl Engine {
         if node.session.is_some() && node.state != NodeState::Healthy {
             node.state = NodeState::Healthy;
             self.reopen(id);
+        } else if node.state == NodeState::Offline {
+            // A word on an old stream. What it adopts must be given up again if the node does
+            // not register after all, so its silence counts from here.
+            node.state = NodeState::Suspect;
         }
     }
 

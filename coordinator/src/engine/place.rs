@@ -35,8 +35,9 @@ impl Engine {
                     break;
                 }
                 let Some((node, share)) = candidates.choose(&self.nodes, &wanted.resources) else { break };
-                self.assign(now, key, node, share, fx);
-                if let Some(node) = self.nodes.get(&node) {
+                if self.assign(now, key, node, share, fx)
+                    && let Some(node) = self.nodes.get(&node)
+                {
                     candidates.offer(node);
                 }
                 if self.open.is_empty() {
@@ -46,14 +47,25 @@ impl Engine {
         }
     }
 
-    /// Gives the next waiting task of a definition to a node.
-    fn assign(&mut self, now: Time, queue: QueueKey, node: NodeId, share: Resources, fx: &mut Effects) {
-        let Some((key, since)) = self.next_waiting(now, queue, fx) else { return };
-        let Some(at) = self.nodes.get_mut(&node) else { return };
-        let (Some(boot), Some(session)) = (at.boot(), at.session) else { return };
+    /// Gives the next waiting task of a definition to a node, and says whether the node can be
+    /// offered more.
+    fn assign(
+        &mut self,
+        now: Time,
+        queue: QueueKey,
+        node: NodeId,
+        share: Resources,
+        fx: &mut Effects,
+    ) -> bool {
+        let Some((boot, session)) = self.nodes.get(&node).and_then(|at| Some((at.boot()?, at.session?)))
+        else {
+            return false;
+        };
+        let Some((key, since)) = self.next_waiting(now, queue, fx) else { return true };
+        let Some(at) = self.nodes.get_mut(&node) else { return false };
         at.take(&share);
         at.tasks.insert(key);
-        let Some(definition) = self.definition_mut(key.job, key.task) else { return };
+        let Some(definition) = self.definition_mut(key.job, key.task) else { return false };
         definition.again.remove(&key.index);
         let task = definition.live.entry(key.index).or_insert(Task {
             attempt: 0,
@@ -79,6 +91,7 @@ impl Engine {
         self.write_task(key, fx);
         fx.says.push(Say::Dispatch { node, session: session.id, attempt });
         fx.says.push(Say::Placed { node, waited_ms: now.since(since) });
+        true
     }
 
     /// Takes the next waiting task: one that was assigned before, else a new element. A task

@@ -57,9 +57,14 @@ impl Elements {
         gone
     }
 
+    #[must_use]
+    pub fn first(&self) -> Option<u32> {
+        self.set.first().map(|range| range.start)
+    }
+
     /// Takes the first one out.
     pub fn pop(&mut self) -> Option<u32> {
-        let first = self.set.first()?.start;
+        let first = self.first()?;
         self.remove(first..first + 1);
         Some(first)
     }

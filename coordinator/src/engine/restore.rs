@@ -162,9 +162,8 @@ impl Engine {
         let cancelling = self.jobs.get(&key.job).is_some_and(|job| job.ending.is_some());
         let phase = match (&stored.placed, stored.state) {
             (Some(place), TaskState::Assigned | TaskState::Running) => {
-                if let Some(node) = self.nodes.get_mut(&place.node) {
-                    node.tasks.insert(key);
-                }
+                // A node without a row could never fall silent, and its task never be replaced.
+                self.nodes.entry(place.node).or_insert_with(|| unknown(place, now)).tasks.insert(key);
                 Phase::Placed(Placed {
                     node: place.node,
                     boot: place.boot,
@@ -196,4 +195,17 @@ impl Engine {
         }
         self.shift(key.job, key.task, TaskState::Blocked, state, 1);
     }
+}
+
+/// A node of which only its attempts are known.
+fn unknown(place: &StoredPlace, now: Time) -> Node {
+    let record = NodeRecord {
+        id: place.node,
+        name: place.node.to_string(),
+        boot: Some(place.boot),
+        cordoned: false,
+        draining: false,
+        tags: BTreeMap::new(),
+    };
+    Node::new(record, now)
 }

@@ -42,7 +42,7 @@ struct Class {
 #[derive(Clone, Debug, Default)]
 pub struct Classes {
     next: u64,
-    classes: BTreeMap<ClassId, Class>,
+    by_id: BTreeMap<ClassId, Class>,
     by_requirements: BTreeMap<Arc<Requirements>, ClassId>,
     /// Classes with a queue, by its head.
     heads: BTreeSet<(QueueKey, ClassId)>,
@@ -52,7 +52,7 @@ impl Classes {
     /// Joins the class with these requirements.
     pub fn join(&mut self, requirements: &Requirements) -> ClassId {
         if let Some(id) = self.by_requirements.get(requirements)
-            && let Some(class) = self.classes.get_mut(id)
+            && let Some(class) = self.by_id.get_mut(id)
         {
             class.members += 1;
             return *id;
@@ -61,24 +61,24 @@ impl Classes {
         self.next += 1;
         let requirements = Arc::new(requirements.clone());
         self.by_requirements.insert(Arc::clone(&requirements), id);
-        self.classes.insert(id, Class { requirements, members: 1, waiting: BTreeSet::new() });
+        self.by_id.insert(id, Class { requirements, members: 1, waiting: BTreeSet::new() });
         id
     }
 
     /// Leaves a class; the last one out ends it.
     pub fn leave(&mut self, id: ClassId, key: QueueKey) {
         self.set_waiting(id, key, false);
-        let Some(class) = self.classes.get_mut(&id) else { return };
+        let Some(class) = self.by_id.get_mut(&id) else { return };
         class.members -= 1;
         if class.members == 0 {
             self.by_requirements.remove(&class.requirements);
-            self.classes.remove(&id);
+            self.by_id.remove(&id);
         }
     }
 
     /// Says whether a definition has something that waits for a node.
     pub fn set_waiting(&mut self, id: ClassId, key: QueueKey, waits: bool) {
-        let Some(class) = self.classes.get_mut(&id) else { return };
+        let Some(class) = self.by_id.get_mut(&id) else { return };
         let before = class.waiting.first().copied();
         let changed = if waits { class.waiting.insert(key) } else { class.waiting.remove(&key) };
         let after = class.waiting.first().copied();
@@ -94,7 +94,7 @@ impl Classes {
 
     #[must_use]
     pub fn requirements(&self, id: ClassId) -> Option<Arc<Requirements>> {
-        self.classes.get(&id).map(|class| Arc::clone(&class.requirements))
+        self.by_id.get(&id).map(|class| Arc::clone(&class.requirements))
     }
 
     /// The classes with a queue, in the order of their heads.
@@ -106,7 +106,19 @@ impl Classes {
     /// The first waiting definition of a class.
     #[must_use]
     pub fn head(&self, id: ClassId) -> Option<QueueKey> {
-        self.classes.get(&id)?.waiting.first().copied()
+        self.by_id.get(&id)?.waiting.first().copied()
+    }
+
+    /// Whether a definition is known to have something that waits.
+    #[must_use]
+    pub fn waits(&self, id: ClassId, key: QueueKey) -> bool {
+        self.by_id.get(&id).is_some_and(|class| class.waiting.contains(&key))
+    }
+
+    /// Definitions that joined and did not leave; as many as there are queues to lead.
+    #[must_use]
+    pub fn members(&self) -> u64 {
+        self.by_id.values().map(|class| class.members).sum()
     }
 
     #[must_use]
