@@ -1,0 +1,224 @@
+//! The JSON of every noun, as the contract spells it: states UPPERCASE, times RFC 3339 UTC,
+//! durations `_ms`, unknown `null`.
+
+use std::collections::HashMap;
+
+use mesh_proto::{digest::Digest, state::Named as _, v1};
+use serde_json::{Map, Value, json};
+
+use super::time::rfc3339;
+use crate::jobfile::Summary;
+
+fn text_or_null(text: &str) -> Value {
+    if text.is_empty() { Value::Null } else { text.into() }
+}
+
+fn counts(counts: Option<v1::Counts>) -> Value {
+    let counts = counts.unwrap_or_default();
+    json!({
+        "blocked": counts.blocked,
+        "queued": counts.queued,
+        "assigned": counts.assigned,
+        "running": counts.running,
+        "retrying": counts.retrying,
+        "completed": counts.completed,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+    })
+}
+
+pub fn job(job: &v1::Job) -> Value {
+    let mut value = json!({
+        "id": job.number,
+        "uuid": job.uuid,
+        "name": job.name,
+        "owner": text_or_null(&job.owner),
+        "state": job.state().upper(),
+        "priority": job.priority,
+        "on_failure": match job.on_failure() {
+            v1::OnFailure::Unspecified => Value::Null,
+            v1::OnFailure::Stop => "stop".into(),
+            v1::OnFailure::Continue => "continue".into(),
+        },
+        "created_at": rfc3339(job.created_at_ms),
+        "started_at": rfc3339(job.started_at_ms),
+        "finished_at": rfc3339(job.finished_at_ms),
+        "run_ms": (job.started_at_ms != 0).then_some(job.run_ms),
+        "progress": job.progress,
+        "counts": counts(job.counts),
+        "reason": text_or_null(&job.reason),
+    });
+    if !job.tasks.is_empty() {
+        value["tasks"] = job.tasks.iter().map(summary).collect();
+    }
+    value
+}
+
+fn summary(task: &v1::TaskSummary) -> Value {
+    json!({
+        "name": task.name,
+        "array": task.array,
+        "total": task.total,
+        "needs": task.needs,
+        "counts": counts(task.counts),
+    })
+}
+
+/// `12/resize.7`, or `12/sheet` for a task that is no array.
+pub fn task_ref(task: &v1::TaskInfo) -> String {
+    let key = task.key.unwrap_or_default();
+    if task.array {
+        format!("{}/{}.{}", key.job, task.name, key.index)
+    } else {
+        format!("{}/{}", key.job, task.name)
+    }
+}
+
+pub fn task(task: &v1::TaskInfo) -> Value {
+    let key = task.key.unwrap_or_default();
+    json!({
+        "ref": task_ref(task),
+        "name": task.name,
+        "index": task.array.then_some(key.index),
+        "item": task.array.then_some(&task.item),
+        "state": task.state().upper(),
+        "attempt": (task.attempt > 0).then_some(task.attempt),
+        "node": text_or_null(&task.node),
+        "cause": match task.cause() {
+            v1::Cause::Unspecified => Value::Null,
+            cause => cause.lower().into(),
+        },
+        "exit_code": task.exit_code,
+        "signal": task.signal,
+        "progress": task.progress,
+        "progress_message": text_or_null(&task.progress_message),
+        "message": text_or_null(&task.message),
+        "queued_at": rfc3339(task.queued_at_ms),
+        "started_at": rfc3339(task.started_at_ms),
+        "finished_at": rfc3339(task.finished_at_ms),
+        "sandbox": level(task.sandbox()),
+    })
+}
+
+pub fn tasks(response: &v1::ListTasksResponse) -> Value {
+    json!({
+        "items": response.tasks.iter().map(task).collect::<Vec<_>>(),
+        "next": text_or_null(&response.next),
+    })
+}
+
+fn level(level: v1::SandboxLevel) -> Value {
+    match level {
+        v1::SandboxLevel::Unspecified => Value::Null,
+        v1::SandboxLevel::None | v1::SandboxLevel::Basic | v1::SandboxLevel::Strict => level.lower().into(),
+    }
+}
+
+pub fn node(node: &v1::NodeInfo) -> Value {
+    let facts = node.facts.clone().unwrap_or_default();
+    let sandbox = facts.sandbox.clone().unwrap_or_default();
+    let layer = |layer: &v1::SandboxLayer| json!({"name": layer.name, "present": layer.present, "remedy": text_or_null(&layer.remedy)});
+    let gpu = |gpu: &v1::Gpu| json!({"name": gpu.name, "uuid": gpu.uuid, "memory": gpu.memory_bytes});
+    json!({
+        "id": node.id,
+        "name": node.name,
+        "state": node.state().upper(),
+        "cordoned": node.cordoned,
+        "draining": node.draining,
+        "rtt_ms": node.rtt_ms,
+        "load": node.load,
+        "running": node.running,
+        "queued": node.queued,
+        "reliability": node.reliability,
+        "slots": {"total": node.slots_total, "free": node.slots_free},
+        "cpu": {"total": cores(facts.cpu_millis), "free": cores(node.cpu_millis_free)},
+        "memory": {"total": node.memory_total, "free": node.memory_free},
+        "tags": facts.tags,
+        "capabilities": facts.capabilities,
+        "resources": facts.resources,
+        "sandbox": {
+            "level": level(sandbox.strongest()),
+            "weakest": level(sandbox.weakest()),
+            "limits": text_or_null(&sandbox.limits),
+            "layers": sandbox.layers.iter().map(layer).collect::<Vec<_>>(),
+        },
+        "version": text_or_null(&facts.version),
+        "os": text_or_null(&facts.os),
+        "arch": text_or_null(&facts.arch),
+        "kernel": text_or_null(&facts.kernel),
+        "gpus": facts.gpus.iter().map(gpu).collect::<Vec<_>>(),
+        "last_heartbeat_ms": node.last_heartbeat_ms,
+        "joined_at": rfc3339(node.joined_at_ms),
+    })
+}
+
+fn cores(millis: u32) -> f64 {
+    f64::from(millis) / 1000.0
+}
+
+pub fn token_created(token: &v1::CreateTokenResponse) -> Value {
+    json!({
+        "id": token.id,
+        "token": token.token,
+        "expires_at": rfc3339(token.expires_at_ms),
+        "uses": token.uses,
+        "node": text_or_null(&token.node),
+    })
+}
+
+pub fn token(token: &v1::TokenInfo) -> Value {
+    json!({
+        "id": token.id,
+        "created_at": rfc3339(token.created_at_ms),
+        "expires_at": rfc3339(token.expires_at_ms),
+        "uses": token.uses,
+        "used": token.used,
+        "node": text_or_null(&token.node),
+        "created_by": text_or_null(&token.created_by),
+        "revoked": token.revoked,
+    })
+}
+
+pub fn blob(digest: Digest, size: u64) -> Value {
+    json!({"digest": digest.to_string(), "size": size})
+}
+
+pub fn status(status: &v1::MeshStatus) -> Value {
+    let sorted = |map: &HashMap<String, u64>| -> Value {
+        map.iter().map(|(key, count)| (key.clone(), Value::from(*count))).collect::<Map<_, _>>().into()
+    };
+    let tasks = status.tasks.unwrap_or_default();
+    let leader = status.leader.clone().unwrap_or_default();
+    json!({
+        "mesh": status.mesh_id,
+        "coordinator": status.coordinator_id,
+        "version": status.version,
+        "leader": {
+            "incarnation": text_or_null(&leader.incarnation),
+            "epoch": leader.epoch,
+            "seq": leader.seq,
+        },
+        "started_at": rfc3339(status.started_at_ms),
+        "nodes": sorted(&status.nodes),
+        "jobs": sorted(&status.jobs),
+        "tasks": {
+            "blocked": tasks.blocked,
+            "queued": tasks.queued,
+            "assigned": tasks.assigned,
+            "running": tasks.running,
+            "retrying": tasks.retrying,
+        },
+        "slots": {"total": status.slots_total, "free": status.slots_free},
+        "ca_expires_at": rfc3339(status.ca_not_after_ms),
+    })
+}
+
+pub fn check(summary: &Summary) -> Value {
+    json!({
+        "name": summary.name,
+        "definitions": summary.definitions,
+        "tasks": summary.tasks,
+        "input_files": summary.input_files,
+        "input_bytes": summary.input_bytes,
+    })
+}
