@@ -184,6 +184,8 @@ impl Client {
             .args([OsStr::new("jail"), OsStr::new("--detach"), OsStr::new("--dir"), options.dir.as_os_str()])
             .arg("--orphan-timeout")
             .arg(format!("{}s", options.orphan_timeout.as_secs()))
+            // It keeps its environment for as long as it lives; the daemon's may hold a join token.
+            .env_clear()
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .output()

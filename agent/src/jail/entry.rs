@@ -76,6 +76,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
+    sys::close_inherited();
     let result = if args.detach { detach(&args) } else { serve(&args, None) };
     match result {
         Ok(()) => ExitCode::SUCCESS,

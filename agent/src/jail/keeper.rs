@@ -390,7 +390,6 @@ fn end_gently(contained: bool) {
 fn hunt() {
     let child = Signals::of(&[libc::SIGCHLD]);
     loop {
-        sweep::signal_descendants(std::process::id() as i32, libc::SIGKILL);
         loop {
             match sys::reap() {
                 Ok(Some(_)) => {}
@@ -398,6 +397,7 @@ fn hunt() {
                 Err(_) => return,
             }
         }
+        sweep::signal_descendants(std::process::id() as i32, libc::SIGKILL);
         child.wait(Some(Duration::from_millis(2)));
     }
 }

@@ -185,6 +185,11 @@ impl Running {
         .flatten()
     }
 
+    /// Nothing more comes from the keeper.
+    pub fn unwatch_control(&self, epoll: BorrowedFd<'_>) {
+        let _gone = epoll::delete(epoll, &self.control);
+    }
+
     /// Takes what the keeper has to say; gives the start when that is among it.
     pub fn listen(&mut self) -> Option<Started> {
         let mut news = None;
@@ -300,10 +305,16 @@ impl Running {
         }
         let now = clock::boot();
         match &mut self.ending {
-            Some(ending) if ending.stage == Stage::Asked => ending.next = ending.next.min(now + grace),
+            Some(ending) if ending.stage == Stage::Asked => {
+                ending.next = ending.next.min(now.saturating_add(grace));
+            }
             Some(_) => {}
             None => {
-                self.ending = Some(Ending { reason: reason.clone(), next: now + grace, stage: Stage::Asked });
+                self.ending = Some(Ending {
+                    reason: reason.clone(),
+                    next: now.saturating_add(grace),
+                    stage: Stage::Asked,
+                });
                 if !grace.is_zero() {
                     let _gone = pidfd_send_signal(&self.keeper.pidfd, Signal::TERM);
                 }

@@ -274,6 +274,12 @@ pub struct Arrived {
     pub sender: i32,
 }
 
+/// Closes every descriptor but 0 to 2: to be called before any is opened.
+pub fn close_inherited() {
+    // SAFETY: nothing in this process owns a descriptor from 3 on yet.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, c_int::MAX, 0) };
+}
+
 /// Gives every signal its default action again.
 pub fn default_actions() {
     // The kernel's sigaction, all zero: the default action, no flags, no mask. Not libc's call,

@@ -137,3 +137,69 @@ fn a_shutdown_with_tasks_must_be_meant() {
         assert_eq!(record.cause, ExitCause::Killed);
     });
 }
+
+#[test]
+fn a_bomb_of_processes_is_gone_when_its_time_is_over() {
+    as_everybody("endings::a_bomb_of_processes_is_gone_when_its_time_is_over", async |mut node: Node| {
+        for level in [Level::Basic, Level::None] {
+            let mark = mark();
+            let bomb = "trap '' TERM; while :; do sh -c \"$1\" \"$0\" \"$1\" & done 2>/dev/null";
+            // The command itself forks no more, so that it is not the bomb's first victim.
+            let light = "sh -c \"$1\" \"$0\" \"$1\" & exec tail -f /dev/null";
+            let mut request = node.request(&["sh", "-c", light, &mark, bomb]);
+            request.level = level;
+            // Capped for the machine's sake: what is shown is that the end misses none.
+            request.limits.nproc = Some(150);
+            request.timeout = Some(Duration::from_secs(2));
+            request.grace = Duration::from_millis(100);
+            node.start(&request).await;
+            until("the bomb to grow", || processes(&mark).len() > 20).await;
+            let ended = node.ended(&request).await;
+            ended.expect(&ExitCause::TimedOut);
+            assert!(ended.record.run_ms < 15_000, "{:?}", ended.record);
+            assert_eq!(processes(&mark), [0; 0], "something outlived the told end");
+        }
+    });
+}
+
+#[test]
+fn a_kill_that_races_the_end_yields_one_true_end() {
+    as_everybody("endings::a_kill_that_races_the_end_yields_one_true_end", async |mut node: Node| {
+        for number in 0..100_u64 {
+            let request = node.shell("exit 3");
+            node.start(&request).await;
+            if number % 2 == 0 {
+                node.started(&request).await;
+            }
+            node.client.kill(request.attempt, Duration::from_millis(number % 3)).await.unwrap();
+            let ended = node.ended(&request).await;
+            assert!(
+                matches!(ended.record.cause, ExitCause::Killed | ExitCause::Exited(3)),
+                "{:?}",
+                ended.record.cause
+            );
+            let record = agent::jail::read_exit_record(&request.attempt_dir).unwrap();
+            assert_eq!(record, Some(ended.record), "told and written ends differ");
+        }
+    });
+}
+
+#[test]
+fn a_killed_keeper_takes_its_task_with_it() {
+    as_everybody("endings::a_killed_keeper_takes_its_task_with_it", async |mut node: Node| {
+        for level in [Level::Basic, Level::None] {
+            let mark = mark();
+            let mut request = node.shell(&stubborn(&mark));
+            request.level = level;
+            node.start(&request).await;
+            let task = node.started(&request).await;
+            until("the child", || !processes(&mark).is_empty()).await;
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", task.pid)).unwrap();
+            let keeper = stat.rsplit(')').next().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
+            let keeper = rustix::process::Pid::from_raw(keeper).unwrap();
+            rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
+            node.ended(&request).await.expect(&ExitCause::Signalled(9));
+            assert_eq!(processes(&mark), [0; 0], "something outlived the told end");
+        }
+    });
+}
