@@ -90,7 +90,7 @@ impl Options {
     }
 }
 
-/// The stream of what the jail tells; ends when the connection does.
+/// The stream of what the jail tells; ends when the connection does, and the connection with it.
 pub struct Events(mpsc::Receiver<Event>);
 
 impl Events {
@@ -309,6 +309,7 @@ impl Connection {
                         return Ok(());
                     }
                 }
+                () = self.told.closed() => return Ok(()),
                 permit = self.told.reserve(), if !self.untold.is_empty() => {
                     let Ok(permit) = permit else { return Ok(()) };
                     if let Some(event) = self.untold.pop_front() {

@@ -68,7 +68,8 @@ pub struct StartRequest {
     pub timeout: Option<Duration>,
     /// Between SIGTERM and SIGKILL when the timeout or a shutdown ends it.
     pub grace: Duration,
-    /// Bytes of output, both streams together, before it is cut.
+    /// Bytes of output, both streams together, before it is cut; the spool is at most about twice as
+    /// long (frames have headers), or output in tiny pieces is cut earlier.
     pub max_output: u64,
     pub limits: Rlimits,
     /// Directories that the task must not see (level basic). The work directory may lie in

@@ -16,6 +16,9 @@ use super::protocol::SPOOL;
 /// cannot keep the others waiting, large enough to keep the headers' share small.
 pub const PIECE: usize = 64 * 1024;
 
+/// Bytes by which a spool may be longer than twice its limit.
+const SLACK: u64 = 16 * 1024;
+
 /// Room for one frame, its header before its data; one for the whole jail.
 pub struct Buffer(Box<[u8]>);
 
@@ -37,6 +40,8 @@ pub struct Spool {
     length: u64,
     /// Data bytes that may still come.
     room: u64,
+    /// How long the file may become: a task that writes byte by byte pays for its headers.
+    longest: u64,
     stdout: u64,
     stderr: u64,
     cut: bool,
@@ -49,7 +54,8 @@ impl Spool {
     pub fn create(attempt_dir: &Path, max: u64) -> io::Result<Self> {
         let file =
             OpenOptions::new().create_new(true).append(true).mode(0o600).open(attempt_dir.join(SPOOL))?;
-        Ok(Self { file, length: 0, room: max, stdout: 0, stderr: 0, cut: false, broken: false })
+        let longest = max.saturating_mul(2).saturating_add(SLACK);
+        Ok(Self { file, length: 0, room: max, longest, stdout: 0, stderr: 0, cut: false, broken: false })
     }
 
     /// Bytes of the file.
@@ -68,7 +74,8 @@ impl Spool {
         if self.cut || self.broken {
             return Ok(());
         }
-        let kept = length.min(usize::try_from(self.room).unwrap_or(usize::MAX));
+        let room = self.room.min(self.longest.saturating_sub(self.length + HEADER as u64));
+        let kept = length.min(usize::try_from(room).unwrap_or(usize::MAX));
         if kept > 0 {
             let offset = match kind {
                 Kind::Stderr => &mut self.stderr,
@@ -101,6 +108,18 @@ impl Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn output_in_single_bytes_cannot_fill_the_disk_with_headers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = Spool::create(dir.path(), 10_000).unwrap();
+        let mut buffer = Buffer::new();
+        for _ in 0..10_000 {
+            spool.append(Kind::Stdout, 1, &mut buffer, 1).unwrap();
+        }
+        assert!(spool.cut());
+        assert!(spool.length() < 20_000 + SLACK + 100, "{}", spool.length());
+    }
 
     #[test]
     fn output_is_cut_at_its_limit_once_and_marked() {

@@ -96,9 +96,17 @@ fn a_full_disk_ends_the_task_and_is_told_as_the_machines_fault() {
         let attempts = node.dir.path().join("attempts");
         rustix::mount::mount(c"small", &attempts, c"tmpfs", rustix::mount::MountFlags::empty(), c"size=1m")
             .unwrap();
+        let _mounted = Mounted(&attempts);
         let request = node.shell("head -c 5000000 /dev/zero; sleep 1000");
         let ended = node.run(request).await;
-        rustix::mount::unmount(&attempts, rustix::mount::UnmountFlags::DETACH).unwrap();
         assert!(matches!(ended.record.cause, ExitCause::OutputLost(_)), "{:?}", ended.record);
     });
+}
+
+struct Mounted<'a>(&'a std::path::Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _gone = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+    }
 }

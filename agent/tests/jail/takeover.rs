@@ -166,3 +166,27 @@ fn a_list_tells_what_runs_and_what_ended() {
         node.ended(&runs).await;
     });
 }
+
+#[test]
+fn a_jail_told_to_end_ends_its_tasks_in_order() {
+    as_everybody("takeover::a_jail_told_to_end_ends_its_tasks_in_order", async |mut node: Node| {
+        let mut request = node.shell("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done");
+        request.grace = Duration::from_mins(10);
+        node.start(&request).await;
+        node.says(&request, "up").await;
+        let jail = rustix::process::Pid::from_raw(node.client.jail_pid() as i32).unwrap();
+        for harmless in [rustix::process::Signal::HUP, rustix::process::Signal::PIPE] {
+            rustix::process::kill_process(jail, harmless).unwrap();
+        }
+        assert_eq!(node.client.list().await.unwrap().len(), 1);
+        rustix::process::kill_process(jail, rustix::process::Signal::TERM).unwrap();
+        let ended = node.ended(&request).await;
+        ended.expect(&ExitCause::Killed);
+        assert_eq!(ended.out(), "up\nbye\n");
+        until("the jail to end", || node_socket_is_gone(&node)).await;
+    });
+}
+
+fn node_socket_is_gone(node: &Node) -> bool {
+    !node.dir.path().join("jail/jail.sock").exists()
+}
