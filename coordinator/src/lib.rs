@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod blobs;
+pub mod commit;
 pub mod config;
+pub mod credentials;
 pub mod engine;
 mod files;
 pub mod grpc;
@@ -11,4 +13,8 @@ pub mod http;
 pub mod metrics;
 pub mod output;
 pub mod postgres;
+pub mod server;
+pub mod session;
 pub mod spawn;
+pub mod spec;
+pub mod store;

@@ -3,12 +3,21 @@
 //!
 //! May enter: authenticate, validate, convert, call. No decisions, no SQL.
 
+pub mod access;
 pub mod auth;
 pub mod blobs;
+pub mod convert;
+pub mod enrollment;
 pub mod identities;
+pub mod jobs;
 pub mod layer;
+mod logs;
+pub mod node;
+pub mod nodes;
 pub mod rate;
 pub mod standard;
+mod tasks;
+mod watch;
 
 #[cfg(test)]
 mod testing;

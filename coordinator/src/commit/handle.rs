@@ -1,0 +1,189 @@
+//! The handle to the engine that the other rooms hold.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use mesh_proto::{code::Code, ids::Incarnation, v1::CommitPoint};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::Status;
+
+use crate::{
+    engine::{
+        effect::{Refusal, Reply},
+        event::{Event, ReplyId},
+    },
+    store::clock::boot_ms,
+};
+
+/// Whether the engine can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for Postgres or for the lead, or reading everything.
+    Recovering,
+    Leading,
+    Ended,
+}
+
+/// Where the leader stands: shared with readers and sessions.
+#[derive(Debug)]
+pub struct Standing {
+    epoch: AtomicU64,
+    seq: AtomicU64,
+    /// Boot-time milliseconds until which nobody else can have taken the lead.
+    lease_until: AtomicU64,
+    incarnation: watch::Sender<Option<Incarnation>>,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self {
+            epoch: AtomicU64::new(0),
+            seq: AtomicU64::new(0),
+            lease_until: AtomicU64::new(0),
+            incarnation: watch::Sender::new(None),
+        }
+    }
+}
+
+impl Standing {
+    pub(super) fn begin(&self, incarnation: Incarnation, epoch: u64) {
+        self.incarnation.send_replace(Some(incarnation));
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// A fence went through that was sent at `sent_ms`.
+    pub(super) fn moved(&self, seq: u64, sent_ms: u64, lease_ms: u64) {
+        self.seq.store(seq, Ordering::Release);
+        self.lease_until.store(sent_ms + lease_ms, Ordering::Release);
+    }
+
+    /// Whether reads may be served: nobody else can lead yet.
+    #[must_use]
+    pub fn holds_lease(&self) -> bool {
+        boot_ms() < self.lease_until.load(Ordering::Acquire)
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> i64 {
+        self.epoch.load(Ordering::Acquire).cast_signed()
+    }
+
+    /// The last commit, for agents.
+    #[must_use]
+    pub fn point(&self) -> CommitPoint {
+        CommitPoint {
+            incarnation: self.incarnation.borrow().map(|id| id.to_string()).unwrap_or_default(),
+            epoch: self.epoch.load(Ordering::Acquire),
+            seq: self.seq.load(Ordering::Acquire),
+        }
+    }
+}
+
+/// An event and who waits for its answer.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub event: Event,
+    pub reply: Option<(ReplyId, oneshot::Sender<Reply>)>,
+}
+
+/// Asks and tells the engine.
+#[derive(Clone, Debug)]
+pub struct Core {
+    pub(super) queue: mpsc::Sender<Message>,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) standing: Arc<Standing>,
+    pub(super) next_reply: Arc<AtomicU64>,
+}
+
+/// The engine could not be asked, or said no.
+#[derive(Debug, thiserror::Error)]
+pub enum CoreError {
+    #[error("the coordinator is recovering; try again in a moment")]
+    Recovering,
+    #[error("the coordinator is shutting down")]
+    Ended,
+    #[error("{}", refused(.0))]
+    Refused(Refusal),
+    #[error("the engine gave an answer to another question")]
+    Mismatch,
+}
+
+fn refused(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::NoSuchJob => "there is no such job".into(),
+        Refusal::NoSuchNode => "there is no such node".into(),
+        Refusal::KeyUsed(job) => {
+            format!("this idempotency key was used for another payload, by job {job}")
+        }
+        Refusal::Poison(why) => format!("the database refused this: {why}"),
+    }
+}
+
+impl From<CoreError> for Status {
+    fn from(error: CoreError) -> Self {
+        let code = match &error {
+            CoreError::Recovering | CoreError::Ended => Code::Unavailable,
+            CoreError::Refused(Refusal::NoSuchJob | Refusal::NoSuchNode) => Code::NotFound,
+            CoreError::Refused(Refusal::KeyUsed(_)) => Code::Conflict,
+            CoreError::Refused(Refusal::Poison(_)) => Code::Invalid,
+            CoreError::Mismatch => Code::Internal,
+        };
+        let mut status = code.status(error.to_string());
+        if code == Code::Unavailable {
+            let wait = tonic::metadata::MetadataValue::from_static("500");
+            status.metadata_mut().insert(mesh_proto::code::RETRY_AFTER_HEADER, wait);
+        }
+        status
+    }
+}
+
+impl Core {
+    /// Has an event handled and waits until what it brought is committed.
+    pub async fn ask(&self, event: impl FnOnce(ReplyId) -> Event) -> Result<Reply, CoreError> {
+        self.ready()?;
+        let id = ReplyId(self.next_reply.fetch_add(1, Ordering::Relaxed));
+        let (send, receive) = oneshot::channel();
+        let message = Message { event: event(id), reply: Some((id, send)) };
+        self.queue.send(message).await.map_err(|_| CoreError::Ended)?;
+        match receive.await {
+            Ok(Reply::Refused(refusal)) => Err(CoreError::Refused(refusal)),
+            Ok(reply) => Ok(reply),
+            Err(_) => Err(CoreError::Recovering),
+        }
+    }
+
+    /// Has an event handled. Nobody waits for it: if it is lost in a rebuild, its sender says
+    /// it again when it registers again.
+    pub async fn tell(&self, event: Event) -> Result<(), CoreError> {
+        self.ready()?;
+        self.queue.send(Message { event, reply: None }).await.map_err(|_| CoreError::Ended)
+    }
+
+    /// Refuses while the engine cannot answer.
+    pub fn ready(&self) -> Result<(), CoreError> {
+        match *self.phase.borrow() {
+            Phase::Leading => Ok(()),
+            Phase::Recovering => Err(CoreError::Recovering),
+            Phase::Ended => Err(CoreError::Ended),
+        }
+    }
+
+    /// Refuses reads that another leader may have overtaken.
+    pub fn readable(&self) -> Result<(), CoreError> {
+        self.ready()?;
+        if self.standing.holds_lease() { Ok(()) } else { Err(CoreError::Recovering) }
+    }
+
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Changes of phase.
+    #[must_use]
+    pub fn phases(&self) -> watch::Receiver<Phase> {
+        self.phase.clone()
+    }
+}

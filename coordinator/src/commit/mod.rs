@@ -1,0 +1,32 @@
+//! The group commit: the only way from the engine's memory to the outside.
+//!
+//! ```text
+//! handlers ──Core::ask/tell──▶ queue ──▶ engine.handle … engine.settle ──▶ pending batch
+//!                                                                             │ one at a time
+//!                      replies, assignments, acks, watchers ◀──says── COMMIT ◀┘ writes
+//! ```
+//!
+//! * **One commit at a time; while it is under way the next batch gathers.** No timers: an
+//!   idle mesh commits a single event at once, a busy one hundreds together.
+//! * **Nothing is said before the commit that holds it.** What the engine says in a batch
+//!   without writes still waits for the commit before it, because it may rest on it.
+//! * **Fenced.** Every commit begins by raising the leader's seq under its own epoch. Zero
+//!   rows: somebody else leads, and this process ends.
+//! * **Crash-only.** If a commit fails, or its outcome is unknown, the engine's memory is
+//!   thrown away and a new *term* begins: connect, take a new epoch (so that a COMMIT whose
+//!   answer was lost either is visible to the read that follows or can never land), read
+//!   everything unfinished, ask the agents to register again. A start takes the same path.
+//! * **Poison.** When the database refuses the rows themselves (SQLSTATE class 22 or 23, or a
+//!   guarded write that hits too few rows), the events of the batch are handled again in
+//!   halves until the guilty one stands alone; that one is refused, the others go through.
+//!   When the outcome is unknown, callers are told `UNAVAILABLE` and agents send again.
+//! * **Queue.** Bounded; who asks waits while it is full.
+
+mod core;
+mod handle;
+mod outside;
+mod term;
+
+pub use core::{CommitLoop, Options};
+pub use handle::{Core, CoreError, Phase, Standing};
+pub use outside::Outside;

@@ -1,0 +1,15 @@
+//! What the commit room speaks to.
+
+use crate::engine::{Totals, effect::Say};
+
+/// Takes what the engine says, after its commit. Must not block: what it cannot take at once
+/// it queues within bounds, or drops the session that is too slow for it.
+pub trait Outside: Send + 'static {
+    fn say(&mut self, say: Say);
+
+    /// A new term began: every agent must register again.
+    fn register_again(&mut self);
+
+    /// The mesh at a glance, about four times a second.
+    fn totals(&mut self, totals: Totals);
+}

@@ -1,0 +1,122 @@
+//! The Enrollment service: the one RPC of the join port.
+
+use std::{sync::Arc, time::Instant};
+
+use mesh_certs::{Ca, CertError, Identity, PeerInfo};
+use mesh_proto::{
+    code::Code,
+    ids::{MeshId, NodeId},
+    names::check_name,
+    v1::{JoinRequest, JoinResponse, enrollment_server::Enrollment},
+};
+use std::net::IpAddr;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use super::{
+    convert::store_status,
+    identities::Identities,
+    rate::{RateLimiter, origin},
+};
+use crate::{
+    commit::Core,
+    store::{
+        Store, StoreError,
+        access::{Admission, Joining},
+    },
+};
+
+/// Serves joins.
+pub struct EnrollmentService {
+    pub core: Core,
+    pub store: Store,
+    pub ca: Arc<Ca>,
+    pub mesh: MeshId,
+    pub identities: Arc<Identities>,
+    pub lifetime: std::time::Duration,
+    /// host:port of the mTLS port.
+    pub endpoints: Vec<String>,
+    pub joins: RateLimiter<IpAddr>,
+}
+
+/// A join failed on the way.
+#[derive(Debug, thiserror::Error)]
+enum JoinError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Cert(#[from] CertError),
+}
+
+#[tonic::async_trait]
+impl Enrollment for EnrollmentService {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let addr = request
+            .extensions()
+            .get::<PeerInfo>()
+            .map(|peer| peer.addr.ip())
+            .ok_or_else(|| Code::Internal.status("the connection has no address"))?;
+        self.joins.admit(origin(addr), Instant::now())?;
+        self.core.ready()?;
+        let request = request.into_inner();
+        check_name(&request.name)
+            .map_err(|error| Code::Invalid.status(format!("the node name {:?} {error}", request.name)))?;
+        // Only the key counts; issuing checks the proof that the caller holds it.
+        let probe = self
+            .ca
+            .issue_node(&request.csr_der, NodeId::generate(), self.lifetime)
+            .map_err(|error| Code::Invalid.status(error.to_string()))?;
+        let joining = Joining {
+            token_id: request.token_id,
+            secret: request.secret,
+            key_fingerprint: probe.key_fingerprint,
+            name: request.name,
+        };
+        let csr = request.csr_der;
+        let issue =
+            |node: NodeId| Ok::<_, JoinError>(self.ca.issue_node(&csr, node, self.lifetime)?.der.to_vec());
+        let epoch = self.core.standing().epoch();
+        let (admission, certificate) =
+            self.store.admit(epoch, &joining, issue).await.map_err(|error| match error {
+                JoinError::Store(error) => store_status(error),
+                JoinError::Cert(error) => Code::Invalid.status(error.to_string()),
+            })?;
+        let (node, name, certificate) = match admission {
+            Admission::Admitted { node, name, returning } => {
+                info!(node = %name, %addr, returning, "joined");
+                (node, name, certificate)
+            }
+            Admission::Again { node, name, certificate } => {
+                info!(node = %name, %addr, "joined before; the same certificate again");
+                (node, name, certificate)
+            }
+            Admission::Refused(why) => {
+                warn!(%addr, why, "join refused");
+                let token: String = joining.token_id.chars().take(64).collect();
+                let noted = self.store.note("anonymous", "node.join.refused", &token, why).await;
+                noted.map_err(store_status)?;
+                return Err(Code::Denied.status(
+                    "the token is not valid: unknown, expired, used up, revoked or for another node; \
+                     make a new one with `meshctl token create`",
+                ));
+            }
+            Admission::NameTaken => {
+                return Err(Code::Conflict.status(format!(
+                    "another node is called {:?}: choose a name with --name",
+                    joining.name
+                )));
+            }
+        };
+        let not_after = mesh_certs::not_after(&certificate.clone().into())
+            .map_err(|error| Code::Internal.status(error.to_string()))?;
+        self.identities.renewed(&Identity::Node(node), not_after);
+        Ok(Response::new(JoinResponse {
+            mesh_id: self.mesh.to_string(),
+            node_id: node.to_string(),
+            name,
+            ca_der: self.ca.cert_der().to_vec(),
+            certificate_der: certificate,
+            endpoints: self.endpoints.clone(),
+        }))
+    }
+}

@@ -1,0 +1,357 @@
+//! The Jobs service.
+
+use std::{pin::Pin, sync::Arc, time::Instant};
+
+use futures_util::Stream;
+use mesh_proto::{
+    code::Code,
+    digest::Digest,
+    ids::{JobId, JobNumber},
+    v1::{
+        CancelJobRequest, CancelJobResponse, GetJobRequest, Job, JobState, ListJobsRequest, ListJobsResponse,
+        ListOutputsRequest, ListOutputsResponse, ListTasksRequest, ListTasksResponse, SandboxLevel,
+        StreamLogsRequest, StreamLogsResponse, SubmitJobRequest, SubmitJobResponse, TaskOutputs,
+        WatchJobRequest, array_spec, jobs_server::Jobs,
+    },
+};
+use prost::Message as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{
+    auth::Caller,
+    convert::{self, store_status},
+    logs::{self, Logs},
+    rate::RateLimiter,
+    tasks, watch,
+};
+use crate::{
+    commit::{Core, CoreError},
+    engine::{
+        effect::{Refusal, Reply},
+        event::{Event, NewJob},
+    },
+    output::OutputStore,
+    session::{Hub, Plans, Sessions},
+    spawn::spawn,
+    spec,
+    store::{
+        Store,
+        jobs::{JobRecord, JobRef},
+    },
+};
+
+/// Messages that wait for a slow reader of a stream; then the stream's own work waits.
+const STREAM: usize = 8;
+/// Rows of outputs that go into one message.
+const OUTPUT_PAGE: u32 = 200;
+/// Longest idempotency key, in bytes.
+const MAX_KEY: usize = 128;
+
+/// Serves jobs.
+pub struct JobsService {
+    pub core: Core,
+    pub store: Store,
+    pub plans: Plans,
+    pub hub: Hub,
+    pub sessions: Sessions,
+    pub output: OutputStore,
+    pub limits: spec::Limits,
+    pub default_sandbox: SandboxLevel,
+    pub submits: RateLimiter<String>,
+}
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Jobs for JobsService {
+    type WatchJobStream = Streamed<Job>;
+    type StreamLogsStream = Streamed<StreamLogsResponse>;
+    type ListOutputsStream = Streamed<ListOutputsResponse>;
+
+    async fn submit_job(
+        &self,
+        request: Request<SubmitJobRequest>,
+    ) -> Result<Response<SubmitJobResponse>, Status> {
+        let owner = Caller::of(&request)?.user()?.to_owned();
+        self.submits.admit(owner.clone(), Instant::now())?;
+        let SubmitJobRequest { spec, idempotency_key } = request.into_inner();
+        let spec = spec.ok_or_else(|| Code::Invalid.status("the request has no job"))?;
+        let job = Arc::new(self.new_job(owner, spec, idempotency_key).await?);
+        if let Some(known) = self.known(&job).await? {
+            return Ok(Response::new(known));
+        }
+        match self.core.ask(|reply| Event::JobSubmitted { reply, job }).await? {
+            Reply::Submitted { number, uuid, existed } => {
+                Ok(Response::new(SubmitJobResponse { number: number.0, uuid: uuid.to_string(), existed }))
+            }
+            _ => Err(CoreError::Mismatch.into()),
+        }
+    }
+
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
+        let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
+        let definitions = self.store.definitions(record.number).await.map_err(store_status)?;
+        Ok(Response::new(convert::job(&record, &definitions)))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
+        self.core.readable()?;
+        let owner = Caller::of(&request)?.user()?.to_owned();
+        let request = request.into_inner();
+        let page = request.page.clone().unwrap_or_default();
+        let limit = convert::limit(&page);
+        let before = match page.after.as_str() {
+            "" => None,
+            after => {
+                let bad = |_| Code::Invalid.status("`after` is no cursor of this list");
+                Some(JobNumber(after.parse().map_err(bad)?))
+            }
+        };
+        let states: Vec<JobState> = request.states().collect();
+        let mine = request.mine.then_some(owner.as_str());
+        let records = self.store.jobs(before, limit, &states, mine).await.map_err(store_status)?;
+        let next = if records.len() < limit as usize { None } else { records.last() };
+        let next = next.map(|last| last.number.to_string()).unwrap_or_default();
+        let jobs = records.iter().map(|record| convert::job(record, &[])).collect();
+        Ok(Response::new(ListJobsResponse { jobs, next }))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<ListTasksRequest>,
+    ) -> Result<Response<ListTasksResponse>, Status> {
+        let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
+        let lister = tasks::Lister { store: &self.store, plans: &self.plans, sessions: &self.sessions };
+        lister.list(&record, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<CancelJobRequest>,
+    ) -> Result<Response<CancelJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let record = self.record(caller, &request.get_ref().job).await?;
+        let number = record.number;
+        let user = caller.user()?.to_owned();
+        let reason = match request.get_ref().reason.as_str() {
+            "" => format!("cancelled by {user}"),
+            reason => mesh_proto::names::escape(reason).chars().take(200).collect(),
+        };
+        self.store.note(&user, "job.cancel", &number.to_string(), "").await.map_err(store_status)?;
+        match self.core.ask(|reply| Event::JobCancelled { reply, job: number, reason }).await {
+            Ok(Reply::Cancelled { number, state }) => {
+                let response = CancelJobResponse { number: number.0, state: state.into(), already: false };
+                Ok(Response::new(response))
+            }
+            Ok(_) => Err(CoreError::Mismatch.into()),
+            // No unfinished job has the number: it ended before.
+            Err(CoreError::Refused(Refusal::NoSuchJob)) => self.cancelled_before(number).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn watch_job(
+        &self,
+        request: Request<WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let number = self.number(Caller::of(&request)?, &request.get_ref().job).await?;
+        // Subscribed before it is read, so that no change falls between.
+        let changes = self.hub.watch(number);
+        let record = self.read(number).await?;
+        let definitions = self.store.definitions(number).await.map_err(store_status)?;
+        let first = convert::job(&record, &definitions);
+        let (send, receive) = tokio::sync::mpsc::channel(1);
+        spawn("watch job", watch::follow(first, changes, send));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+
+    async fn stream_logs(
+        &self,
+        request: Request<StreamLogsRequest>,
+    ) -> Result<Response<Self::StreamLogsStream>, Status> {
+        let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
+        let request = request.into_inner();
+        let definitions = self.store.definitions(record.number).await.map_err(store_status)?;
+        let selection = logs::Selection::of(&request, &definitions)?;
+        let logs = Logs { store: self.store.clone(), output: self.output.clone(), hub: self.hub.clone() };
+        let (send, receive) = tokio::sync::mpsc::channel(STREAM);
+        spawn("stream logs", logs.run(record.number, selection, send));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+
+    async fn list_outputs(
+        &self,
+        request: Request<ListOutputsRequest>,
+    ) -> Result<Response<Self::ListOutputsStream>, Status> {
+        let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
+        let wanted = request.into_inner().task;
+        let definitions = self.store.definitions(record.number).await.map_err(store_status)?;
+        if !wanted.is_empty() && !definitions.iter().any(|definition| definition.name == wanted) {
+            return Err(Code::NotFound.status(format!("job {} has no task {wanted:?}", record.number)));
+        }
+        let (send, receive) = tokio::sync::mpsc::channel(STREAM);
+        let store = self.store.clone();
+        spawn("list outputs", async move {
+            for definition in
+                definitions.iter().filter(|definition| wanted.is_empty() || definition.name == wanted)
+            {
+                let mut first = 0;
+                loop {
+                    let page = store.outputs(record.number, definition.task, first, OUTPUT_PAGE).await;
+                    let rows = match page {
+                        Ok(rows) => rows,
+                        Err(error) => {
+                            let _ = send.send(Err(store_status(error))).await;
+                            return;
+                        }
+                    };
+                    let Some((last, _)) = rows.last() else { break };
+                    first = last + 1;
+                    let tasks = rows
+                        .into_iter()
+                        .map(|(index, files)| TaskOutputs {
+                            task: definition.name.clone(),
+                            array: definition.spec.array.is_some(),
+                            index,
+                            files: files.files,
+                        })
+                        .collect();
+                    if send.send(Ok(ListOutputsResponse { tasks })).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+}
+
+impl JobsService {
+    /// The submitted job, checked and read into the engine's words.
+    async fn new_job(
+        &self,
+        owner: String,
+        mut job: mesh_proto::v1::JobSpec,
+        key: String,
+    ) -> Result<NewJob, Status> {
+        if key.len() > MAX_KEY || key.contains('\0') {
+            return Err(Code::Invalid.status(format!("the idempotency key is longer than {MAX_KEY} bytes")));
+        }
+        let payload_digest = digest(&job);
+        for task in &mut job.tasks {
+            if task.sandbox() == SandboxLevel::Unspecified {
+                task.set_sandbox(self.default_sandbox);
+            }
+        }
+        let invalid = |error: spec::SpecError| Code::Invalid.status(error.to_string());
+        spec::check(&job, &self.limits).map_err(invalid)?;
+        for task in &job.tasks {
+            let kind = task.array.as_ref().and_then(|array| array.kind.as_ref());
+            if let Some(array_spec::Kind::ItemsBlob(blob)) = kind {
+                let items =
+                    self.plans.item_blob(blob).await.map_err(|error| {
+                        Code::Invalid.status(format!("task {:?}: array: {error}", task.name))
+                    })?;
+                spec::check_items(&task.name, &items).map_err(invalid)?;
+            }
+        }
+        let tasks = spec::definitions(&job.tasks).map_err(invalid)?;
+        job.tasks.clear();
+        Ok(NewJob {
+            uuid: JobId::generate(),
+            name: job.name.clone(),
+            owner,
+            priority: job.priority as u8,
+            keep_going: job.on_failure() == mesh_proto::v1::OnFailure::Continue,
+            idempotency_key: (!key.is_empty()).then_some(key),
+            payload_digest,
+            spec: job.encode_to_vec().into(),
+            tasks,
+        })
+    }
+
+    /// The job that the key made before, if it did.
+    async fn known(&self, job: &NewJob) -> Result<Option<SubmitJobResponse>, Status> {
+        let Some(key) = &job.idempotency_key else { return Ok(None) };
+        self.core.ready()?;
+        let found = self.store.job_by_key(&job.owner, key).await.map_err(store_status)?;
+        let Some((number, uuid, digest)) = found else { return Ok(None) };
+        if digest == job.payload_digest {
+            Ok(Some(SubmitJobResponse { number: number.0, uuid: uuid.to_string(), existed: true }))
+        } else {
+            Err(CoreError::Refused(Refusal::KeyUsed(number)).into())
+        }
+    }
+
+    async fn number(&self, caller: &Caller, job: &str) -> Result<JobNumber, Status> {
+        self.core.readable()?;
+        let job: JobRef = convert::parse_job(job, caller.user()?)?;
+        let number = self.store.job_number(&job).await.map_err(store_status)?;
+        number.ok_or_else(|| Code::NotFound.status("there is no such job"))
+    }
+
+    async fn read(&self, number: JobNumber) -> Result<JobRecord, Status> {
+        let record = self.store.job(number).await.map_err(store_status)?;
+        record.ok_or_else(|| Code::NotFound.status(format!("there is no job {number}")))
+    }
+
+    async fn record(&self, caller: &Caller, job: &str) -> Result<JobRecord, Status> {
+        let number = self.number(caller, job).await?;
+        self.read(number).await
+    }
+
+    /// The answer to a cancel of a job that is over.
+    async fn cancelled_before(&self, number: JobNumber) -> Result<Response<CancelJobResponse>, Status> {
+        let record = self.read(number).await?;
+        if record.state == JobState::Cancelled {
+            let response =
+                CancelJobResponse { number: number.0, state: JobState::Cancelled.into(), already: true };
+            return Ok(Response::new(response));
+        }
+        use mesh_proto::state::Named as _;
+        Err(Code::Conflict.status(format!("job {number} is {} already", record.state.upper())))
+    }
+}
+
+/// What two submits under one key must have in common. Maps are encoded in no fixed order, so
+/// the digest is taken of their sorted form.
+fn digest(job: &mesh_proto::v1::JobSpec) -> [u8; 32] {
+    // The trace differs from one try to the next of the same submit.
+    let plain = mesh_proto::v1::JobSpec { traceparent: String::new(), ..job.clone() };
+    Digest::of(format!("{:?}", Sorted(&plain)).as_bytes()).0
+}
+
+/// A job's text with its maps in order.
+struct Sorted<'a>(&'a mesh_proto::v1::JobSpec);
+
+impl std::fmt::Debug for Sorted<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use std::collections::BTreeMap;
+        let mut job = self.0.clone();
+        let params: BTreeMap<_, _> = std::mem::take(&mut job.params).into_iter().collect();
+        write!(f, "{params:?}")?;
+        for task in &mut job.tasks {
+            let env: BTreeMap<_, _> = std::mem::take(&mut task.env).into_iter().collect();
+            let tags: BTreeMap<_, _> = task
+                .r#where
+                .as_mut()
+                .map(|w| std::mem::take(&mut w.tags))
+                .unwrap_or_default()
+                .into_iter()
+                .collect();
+            let named: BTreeMap<_, _> = task
+                .resources
+                .as_mut()
+                .map(|r| std::mem::take(&mut r.named))
+                .unwrap_or_default()
+                .into_iter()
+                .collect();
+            write!(f, "{env:?}{tags:?}{named:?}")?;
+        }
+        write!(f, "{job:?}")
+    }
+}

@@ -1,0 +1,176 @@
+//! Stored jobs, ready to be assigned from: a bounded cache over the store and the blobs.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use lru::LruCache;
+use mesh_proto::{
+    digest::Digest,
+    ids::{AttemptKey, JobNumber, TaskKey},
+    v1::{Assignment, FileEntry, FileList, Item, ItemList, array_spec},
+};
+use prost::Message as _;
+
+use crate::{
+    blobs::{BlobError, BlobStore},
+    spec::{self, Plan, PlannedTask},
+    store::{Store, StoreError},
+};
+
+/// Jobs that are kept at hand.
+const JOBS: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
+/// Output lists of needed tasks that are kept at hand.
+const OUTPUTS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+/// Rows of outputs that one query reads.
+const PAGE: u32 = 1000;
+/// An encoded list of a million items of a hundred bytes.
+const MAX_ITEMS: u64 = 256 * 1024 * 1024;
+
+/// An attempt cannot be put into words.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("the job is not in the store")]
+    Gone,
+    #[error("an element's templates stand for nothing")]
+    Template(#[from] mesh_proto::template::TemplateError),
+    #[error("the list of the array's items cannot be read")]
+    Items(#[source] BlobError),
+    #[error("the list of the array's items is damaged")]
+    Damaged,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl PlanError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Store(StoreError::Database(_)) => true,
+            Self::Gone | Self::Template(_) | Self::Items(_) | Self::Damaged | Self::Store(_) => false,
+        }
+    }
+}
+
+/// The outputs of a completed definition, by element.
+type Outputs = Arc<Vec<(u32, FileList)>>;
+
+/// The cache. Cloning is cheap.
+#[derive(Clone)]
+pub struct Plans(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    blobs: BlobStore,
+    jobs: Mutex<LruCache<JobNumber, Arc<Plan>>>,
+    outputs: Mutex<LruCache<(JobNumber, u32), Outputs>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Plans {
+    #[must_use]
+    pub fn new(store: Store, blobs: BlobStore) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            blobs,
+            jobs: Mutex::new(LruCache::new(JOBS)),
+            outputs: Mutex::new(LruCache::new(OUTPUTS)),
+        }))
+    }
+
+    /// A job's plan.
+    pub async fn plan(&self, job: JobNumber) -> Result<Arc<Plan>, PlanError> {
+        if let Some(plan) = lock(&self.0.jobs).get(&job) {
+            return Ok(Arc::clone(plan));
+        }
+        let spec = self.0.store.job_spec(job).await?.ok_or(PlanError::Gone)?;
+        let mut tasks = Vec::new();
+        for definition in self.0.store.definitions(job).await? {
+            let items = self.items(&definition.spec).await?;
+            tasks.push(PlannedTask { spec: definition.spec, items, total: definition.total });
+        }
+        let plan = Arc::new(Plan { job: spec, tasks });
+        lock(&self.0.jobs).put(job, Arc::clone(&plan));
+        Ok(plan)
+    }
+
+    async fn items(&self, task: &mesh_proto::v1::TaskSpec) -> Result<Option<Arc<Vec<Item>>>, PlanError> {
+        match task.array.as_ref().and_then(|array| array.kind.as_ref()) {
+            None | Some(array_spec::Kind::Range(_)) => Ok(None),
+            Some(array_spec::Kind::Items(list)) => Ok(Some(Arc::new(list.items.clone()))),
+            Some(array_spec::Kind::ItemsBlob(blob)) => Ok(Some(Arc::new(self.item_blob(blob).await?))),
+        }
+    }
+
+    /// The items of a list that was uploaded; as many as announced.
+    pub async fn item_blob(&self, blob: &mesh_proto::v1::BlobRef) -> Result<Vec<Item>, PlanError> {
+        let digest = Digest::try_from(&blob.digest[..]).map_err(|_| PlanError::Damaged)?;
+        let bytes = self.0.blobs.get_bytes(digest, MAX_ITEMS).await.map_err(PlanError::Items)?;
+        let list = ItemList::decode(bytes).map_err(|_| PlanError::Damaged)?;
+        if list.items.len() == blob.count as usize { Ok(list.items) } else { Err(PlanError::Damaged) }
+    }
+
+    /// Everything that must stand in the work directory of a task.
+    pub async fn inputs(&self, plan: &Plan, key: TaskKey) -> Result<Vec<FileEntry>, PlanError> {
+        let Some(task) = plan.tasks.get(key.task as usize) else { return Ok(Vec::new()) };
+        let mut inputs = task.own_inputs(key.index);
+        for need in &task.spec.needs {
+            let Some(position) = plan.tasks.iter().position(|other| other.spec.name == need.task) else {
+                continue;
+            };
+            let array = plan.tasks[position].spec.array.is_some();
+            let outputs = if need.same_index {
+                let one = self.0.store.outputs(key.job, position as u32, key.index, 1).await?;
+                Arc::new(one.into_iter().filter(|(index, _)| *index == key.index).collect())
+            } else {
+                self.outputs(key.job, position as u32).await?
+            };
+            for (index, files) in outputs.iter() {
+                inputs.extend(files.files.iter().map(|file| FileEntry {
+                    path: spec::input_path(&need.task, array.then_some(*index), &file.path),
+                    ..file.clone()
+                }));
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// The outputs of a definition that is completed and so does not change any more.
+    async fn outputs(&self, job: JobNumber, task: u32) -> Result<Outputs, PlanError> {
+        if let Some(outputs) = lock(&self.0.outputs).get(&(job, task)) {
+            return Ok(Arc::clone(outputs));
+        }
+        let mut all: Vec<(u32, FileList)> = Vec::new();
+        loop {
+            let first = all.last().map_or(0, |(index, _)| index + 1);
+            let page = self.0.store.outputs(job, task, first, PAGE).await?;
+            let more = page.len() == PAGE as usize;
+            all.extend(page);
+            if !more {
+                break;
+            }
+        }
+        let outputs = Arc::new(all);
+        lock(&self.0.outputs).put((job, task), Arc::clone(&outputs));
+        Ok(outputs)
+    }
+
+    /// An attempt as its agent is told it, and the digests that its node may read.
+    pub async fn assignment(&self, attempt: AttemptKey) -> Result<(Assignment, Vec<Digest>), PlanError> {
+        let plan = self.plan(attempt.task.job).await?;
+        let inputs = self.inputs(&plan, attempt.task).await?;
+        let digests = digests(&inputs);
+        Ok((spec::assignment(&plan, attempt, inputs)?, digests))
+    }
+}
+
+/// What a list of inputs is made of.
+#[must_use]
+pub fn digests(inputs: &[FileEntry]) -> Vec<Digest> {
+    inputs.iter().filter_map(|file| Digest::try_from(&file.digest[..]).ok()).collect()
+}

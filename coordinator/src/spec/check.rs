@@ -1,0 +1,267 @@
+//! What a client sent is checked here, whatever tool sent it. meshctl says the same with the
+//! line of the file; this says it with the name of the task.
+
+use std::collections::{BTreeMap, HashSet};
+
+use mesh_proto::{
+    digest::Digest,
+    names::{check_name, check_path},
+    template::{Element, replace},
+    v1::{FileEntry, Item, JobSpec, OnDisconnect, SandboxLevel, TaskSpec, array_spec},
+};
+
+use super::definition::count;
+
+/// How much one job may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Tasks, array elements counted.
+    pub max_tasks: u64,
+    /// Entries of one list.
+    pub max_entries: usize,
+    /// argv and environment of one task, in bytes.
+    pub max_argv_env: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_tasks: mesh_proto::limits::MAX_TASKS,
+            max_entries: mesh_proto::limits::MAX_ENTRIES,
+            max_argv_env: mesh_proto::limits::MAX_ARGV_ENV,
+        }
+    }
+}
+
+/// A job that cannot be taken, and where it is wrong.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{place} {what}")]
+pub struct SpecError {
+    place: String,
+    what: String,
+}
+
+impl SpecError {
+    pub(super) fn of(task: &str, key: &str, what: impl Into<String>) -> Self {
+        Self { place: format!("task {task:?}: {key}"), what: what.into() }
+    }
+
+    fn job(place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { place: place.into(), what: what.into() }
+    }
+}
+
+/// Checks a whole job.
+pub fn check(job: &JobSpec, limits: &Limits) -> Result<(), SpecError> {
+    check_name(&job.name).map_err(|error| SpecError::job("name", error.to_string()))?;
+    if job.priority > 9 {
+        return Err(SpecError::job("priority", "is not within 0 to 9"));
+    }
+    if job.tasks.is_empty() {
+        return Err(SpecError::job("tasks", "is empty; a job has at least one task"));
+    }
+    entries("tasks", job.tasks.len(), limits)?;
+    let mut names = HashSet::new();
+    let mut total = 0_u64;
+    for task in &job.tasks {
+        check_name(&task.name).map_err(|error| SpecError::of(&task.name, "name", error.to_string()))?;
+        if !names.insert(task.name.as_str()) {
+            return Err(SpecError::of(&task.name, "name", "is used twice"));
+        }
+        check_task(job, task, limits)?;
+        total = total.saturating_add(count(task)?);
+    }
+    if total > limits.max_tasks {
+        return Err(SpecError::job(
+            "tasks",
+            format!("are {total}, at most {} are allowed", limits.max_tasks),
+        ));
+    }
+    check_needs(job)
+}
+
+fn entries(place: &str, count: usize, limits: &Limits) -> Result<(), SpecError> {
+    if count > limits.max_entries {
+        let most = limits.max_entries;
+        return Err(SpecError::job(place, format!("has {count} entries, at most {most} are allowed")));
+    }
+    Ok(())
+}
+
+fn check_task(job: &JobSpec, task: &TaskSpec, limits: &Limits) -> Result<(), SpecError> {
+    let bad = |key: &str, what: &str| Err(SpecError::of(&task.name, key, what));
+    match (task.command.is_empty(), task.script.is_empty()) {
+        (true, true) => return bad("command", "is missing, and so is script; one of them is needed"),
+        (false, false) => return bad("command", "stands beside script; only one of them is allowed"),
+        (true, false) | (false, true) => {}
+    }
+    if task.command.first().is_some_and(String::is_empty) {
+        return bad("command", "begins with an empty word");
+    }
+    let argv: usize = task.command.iter().map(|word| word.len() + 1).sum();
+    let env: usize = task.env.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
+    if argv + env > limits.max_argv_env {
+        return bad(
+            "command",
+            &format!("and env are {} bytes, at most {} are allowed", argv + env, limits.max_argv_env),
+        );
+    }
+    if task.script.len() > mesh_proto::limits::MAX_JOB_FILE {
+        return bad("script", "is too long");
+    }
+    let nul =
+        task.command.iter().chain(task.env.keys()).chain(task.env.values()).any(|text| text.contains('\0'));
+    if nul || task.script.contains('\0') {
+        return bad("command", "or env or script contains a NUL byte");
+    }
+    for key in task.env.keys() {
+        if key.is_empty() || key.contains('=') {
+            return bad("env", "has a name that is empty or contains `=`");
+        }
+    }
+    if count(task)? == 0 {
+        return bad("array", "is empty");
+    }
+    if let Some(array_spec::Kind::Items(list)) = task.array.as_ref().and_then(|array| array.kind.as_ref()) {
+        check_items(&task.name, &list.items)?;
+    }
+    check_templates(job, task)?;
+    check_files(task, limits)?;
+    check_outputs(task, limits)?;
+    check_where(task)?;
+    if task.sandbox() == SandboxLevel::Strict {
+        return bad("sandbox", "strict comes with a later version; basic and none are available");
+    }
+    if task.on_disconnect() == OnDisconnect::Kill {
+        return bad("on_disconnect", "kill comes with a later version; only keep is available");
+    }
+    let resources = task.resources.clone().unwrap_or_default();
+    if resources.cpu_millis == 0 {
+        return bad("resources.cpu", "must be at least 0.001");
+    }
+    if resources.disk_bytes > 0 {
+        return bad("resources.disk", "comes with a later version");
+    }
+    if resources.named.contains_key("gpu") {
+        return bad("resources.gpu", "comes with a later version");
+    }
+    Ok(())
+}
+
+/// Checks the elements of an array.
+pub fn check_items(task: &str, items: &[Item]) -> Result<(), SpecError> {
+    for item in items {
+        if item.value.contains('\0') {
+            return Err(SpecError::of(task, "array", "has an item with a NUL byte"));
+        }
+        if let Some(file) = &item.file {
+            check_file(task, "array.files", file)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_templates(job: &JobSpec, task: &TaskSpec) -> Result<(), SpecError> {
+    let element = task.array.as_ref().map(|_| Element { index: 0, item: "item" });
+    let texts = (task.command.iter().map(|text| ("command", text)))
+        .chain(task.env.values().map(|text| ("env", text)))
+        .chain(task.outputs.iter().map(|text| ("outputs", text)));
+    for (key, text) in texts {
+        replace(text, element, &job.params)
+            .map_err(|error| SpecError::of(&task.name, key, error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn check_files(task: &TaskSpec, limits: &Limits) -> Result<(), SpecError> {
+    let place = || format!("task {:?}: inputs", task.name);
+    entries(&place(), task.inputs.len(), limits)?;
+    for file in &task.inputs {
+        check_file(&task.name, "inputs", file)?;
+    }
+    let total = count(task)?;
+    for template in &task.input_templates {
+        if template.elements.len() as u64 != total {
+            return Err(SpecError::of(&task.name, "inputs", "do not have one list per array element"));
+        }
+        let files: usize = template.elements.iter().map(|list| list.files.len()).sum();
+        entries(&place(), files, limits)?;
+        for file in template.elements.iter().flat_map(|list| &list.files) {
+            check_file(&task.name, "inputs", file)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_file(task: &str, key: &str, file: &FileEntry) -> Result<(), SpecError> {
+    check_path(&file.path)
+        .map_err(|error| SpecError::of(task, key, format!("path {:?} {error}", file.path)))?;
+    if file.path == "inputs" || file.path.starts_with("inputs/") {
+        return Err(SpecError::of(task, key, "uses inputs/, which is kept for the outputs of needed tasks"));
+    }
+    if !file.directory && Digest::try_from(&file.digest[..]).is_err() {
+        return Err(SpecError::of(task, key, format!("path {:?} has no SHA-256 digest", file.path)));
+    }
+    Ok(())
+}
+
+fn check_outputs(task: &TaskSpec, limits: &Limits) -> Result<(), SpecError> {
+    entries(&format!("task {:?}: outputs", task.name), task.outputs.len(), limits)?;
+    for path in &task.outputs {
+        check_path(path)
+            .map_err(|error| SpecError::of(&task.name, "outputs", format!("path {path:?} {error}")))?;
+    }
+    Ok(())
+}
+
+fn check_where(task: &TaskSpec) -> Result<(), SpecError> {
+    let Some(wanted) = &task.r#where else { return Ok(()) };
+    for name in wanted.tags.keys().chain(&wanted.capabilities) {
+        check_name(name).map_err(|error| SpecError::of(&task.name, "where", format!("{name:?} {error}")))?;
+    }
+    if !matches!(wanted.limits.as_str(), "" | "cgroup") {
+        return Err(SpecError::of(&task.name, "where.limits", "knows only `cgroup`"));
+    }
+    Ok(())
+}
+
+/// Needs name other tasks, element by element only where both have as many, and form no ring.
+fn check_needs(job: &JobSpec) -> Result<(), SpecError> {
+    let tasks: BTreeMap<&str, &TaskSpec> = job.tasks.iter().map(|task| (task.name.as_str(), task)).collect();
+    for task in &job.tasks {
+        let mut seen = HashSet::new();
+        for need in &task.needs {
+            let Some(needed) = tasks.get(need.task.as_str()) else {
+                return Err(SpecError::of(
+                    &task.name,
+                    "needs",
+                    format!("names {:?}, which is no task", need.task),
+                ));
+            };
+            if !seen.insert(need.task.as_str()) {
+                return Err(SpecError::of(&task.name, "needs", format!("names {:?} twice", need.task)));
+            }
+            if need.same_index
+                && (task.array.is_none() || needed.array.is_none() || count(task)? != count(needed)?)
+            {
+                let what =
+                    format!("{:?} with same_index, but the two are not arrays of one length", need.task);
+                return Err(SpecError::of(&task.name, "needs", what));
+            }
+        }
+    }
+    let mut left: BTreeMap<&str, usize> =
+        job.tasks.iter().map(|task| (task.name.as_str(), task.needs.len())).collect();
+    while let Some(name) = left.iter().find(|(_, needs)| **needs == 0).map(|(name, _)| *name) {
+        left.remove(name);
+        for task in job.tasks.iter().filter(|task| task.needs.iter().any(|need| need.task == name)) {
+            if let Some(needs) = left.get_mut(task.name.as_str()) {
+                *needs -= 1;
+            }
+        }
+    }
+    match left.keys().next() {
+        Some(name) => Err(SpecError::of(name, "needs", "lead back to the task itself")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,88 @@
+//! From the wire's task specs to the engine's definitions.
+
+use bytes::Bytes;
+use mesh_proto::v1::{self, Cause, SandboxLevel, TaskSpec, array_spec};
+use prost::Message as _;
+
+use super::SpecError;
+use crate::engine::{
+    event::{Need, NewDefinition},
+    types::{Requirements, Resources, Retry},
+};
+
+/// Elements of a task: 1 when it is no array.
+pub fn count(task: &TaskSpec) -> Result<u64, SpecError> {
+    let Some(array) = &task.array else { return Ok(1) };
+    match &array.kind {
+        Some(array_spec::Kind::Range(range)) => {
+            if range.step < 1 || range.last < range.first {
+                return Err(SpecError::of(&task.name, "array.range", "is empty or has a step below 1"));
+            }
+            let span = range.last.abs_diff(range.first);
+            Ok(span / range.step.cast_unsigned() + 1)
+        }
+        Some(array_spec::Kind::Items(list)) => Ok(list.items.len() as u64),
+        Some(array_spec::Kind::ItemsBlob(blob)) => Ok(u64::from(blob.count)),
+        None => Err(SpecError::of(&task.name, "array", "is of no kind")),
+    }
+}
+
+/// The engine's definitions of a job's tasks, which were checked before.
+pub fn definitions(tasks: &[TaskSpec]) -> Result<Vec<NewDefinition>, SpecError> {
+    tasks.iter().map(|task| definition(tasks, task)).collect()
+}
+
+fn definition(tasks: &[TaskSpec], task: &TaskSpec) -> Result<NewDefinition, SpecError> {
+    let needs = task
+        .needs
+        .iter()
+        .map(|need| {
+            let position = tasks.iter().position(|other| other.name == need.task);
+            let task = position.ok_or_else(|| {
+                SpecError::of(&task.name, "needs", format!("names {:?}, which is no task", need.task))
+            })?;
+            Ok(Need { task: task as u32, same_index: need.same_index })
+        })
+        .collect::<Result<_, SpecError>>()?;
+    let total = u32::try_from(count(task)?).map_err(|_| SpecError::of(&task.name, "array", "is too long"))?;
+    Ok(NewDefinition {
+        name: task.name.clone(),
+        array: task.array.is_some(),
+        total,
+        requirements: requirements(task),
+        retry: retry(task.retry.as_ref()),
+        needs,
+        spec: Bytes::from(task.encode_to_vec()),
+    })
+}
+
+fn requirements(task: &TaskSpec) -> Requirements {
+    let asked = task.resources.clone().unwrap_or_default();
+    let wanted = task.r#where.clone().unwrap_or_default();
+    let some = |text: String| (!text.is_empty()).then_some(text);
+    Requirements {
+        resources: Resources {
+            cpu_millis: u64::from(asked.cpu_millis),
+            memory: asked.memory_bytes,
+            named: asked.named.into_iter().collect(),
+        },
+        tags: wanted.tags.into_iter().collect(),
+        capabilities: wanted.capabilities.into_iter().collect(),
+        os: some(wanted.os),
+        arch: some(wanted.arch),
+        node: some(wanted.node),
+        cgroup: wanted.limits == "cgroup",
+        sandbox: SandboxLevel::try_from(task.sandbox).unwrap_or_default(),
+    }
+}
+
+fn retry(retry: Option<&v1::Retry>) -> Retry {
+    let retry = retry.cloned().unwrap_or_default();
+    Retry {
+        attempts: retry.attempts.max(1),
+        on: retry.on().collect::<Vec<Cause>>(),
+        backoff_ms: retry.backoff_ms,
+        max_backoff_ms: retry.max_backoff_ms,
+        max_lost: retry.max_lost,
+    }
+}

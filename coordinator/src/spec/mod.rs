@@ -1,0 +1,10 @@
+//! What a job asks for: checked once at the edge, read into the engine's words, and turned
+//! into an assignment for one element. Pure: no I/O.
+
+mod assignment;
+mod check;
+mod definition;
+
+pub use assignment::{Plan, PlannedTask, assignment, input_path};
+pub use check::{Limits, SpecError, check, check_items};
+pub use definition::{count, definitions};

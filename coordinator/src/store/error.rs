@@ -1,0 +1,47 @@
+//! What can go wrong with the database, told apart by what follows from it.
+
+/// A read or a write failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else leads: zero rows under our epoch.
+    #[error("another coordinator leads this mesh")]
+    Fenced,
+    /// The rows themselves are at fault (SQLSTATE class 22 or 23), so they were not written.
+    #[error("the database refused the rows")]
+    Rows(#[source] sqlx::Error),
+    /// A guarded write hit fewer rows than it was given.
+    #[error("{what}: {hit} of {sent} rows could change")]
+    Conflict { what: &'static str, sent: u64, hit: u64 },
+    /// A stored value makes no sense.
+    #[error("the database holds an unusable {0}")]
+    Corrupt(&'static str),
+    #[error("cannot bring the schema up to date")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// Anything else: what it means for a COMMIT under way is unknown.
+    #[error("the database failed")]
+    Database(#[source] sqlx::Error),
+}
+
+impl StoreError {
+    /// Whether the client's data was refused and surely not written.
+    #[must_use]
+    pub fn is_poison(&self) -> bool {
+        match self {
+            Self::Rows(_) | Self::Conflict { .. } => true,
+            Self::Fenced | Self::Corrupt(_) | Self::Migrate(_) | Self::Database(_) => false,
+        }
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let class = error
+            .as_database_error()
+            .and_then(|database| database.code())
+            .and_then(|code| code.get(..2).map(str::to_owned));
+        match class.as_deref() {
+            Some("22" | "23") => Self::Rows(error),
+            _ => Self::Database(error),
+        }
+    }
+}

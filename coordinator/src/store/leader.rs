@@ -1,0 +1,77 @@
+//! The leader's row: who may write. See `leader/` for what is built on it.
+
+use chrono::{DateTime, Utc};
+use mesh_proto::ids::{CoordinatorId, Incarnation};
+use sqlx::PgConnection;
+
+use super::StoreError;
+
+/// The leader's row as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderRow {
+    pub incarnation: Incarnation,
+    pub epoch: i64,
+    pub seq: i64,
+    /// None: laid down in good order.
+    pub holder: Option<CoordinatorId>,
+    /// The database's clock at the reading.
+    pub now: DateTime<Utc>,
+}
+
+/// Reads who leads.
+pub async fn read(connection: &mut PgConnection) -> Result<LeaderRow, StoreError> {
+    let row =
+        sqlx::query!(r#"SELECT incarnation, epoch, seq, holder, clock_timestamp() AS "now!" FROM leader"#)
+            .fetch_one(connection)
+            .await?;
+    Ok(LeaderRow {
+        incarnation: Incarnation(row.incarnation),
+        epoch: row.epoch,
+        seq: row.seq,
+        holder: row.holder.map(CoordinatorId),
+        now: row.now,
+    })
+}
+
+/// Begins a new epoch if the row still stands as `seen`.
+pub async fn take(
+    connection: &mut PgConnection,
+    seen: &LeaderRow,
+    holder: CoordinatorId,
+) -> Result<LeaderRow, StoreError> {
+    let row = sqlx::query!(
+        r#"UPDATE leader SET epoch = epoch + 1, seq = seq + 1, holder = $1
+           WHERE incarnation = $2 AND epoch = $3 AND seq = $4
+           RETURNING incarnation, epoch, seq, holder, clock_timestamp() AS "now!""#,
+        holder.0,
+        seen.incarnation.0,
+        seen.epoch,
+        seen.seq,
+    )
+    .fetch_optional(connection)
+    .await?
+    .ok_or(StoreError::Fenced)?;
+    Ok(LeaderRow {
+        incarnation: Incarnation(row.incarnation),
+        epoch: row.epoch,
+        seq: row.seq,
+        holder: row.holder.map(CoordinatorId),
+        now: row.now,
+    })
+}
+
+/// Raises seq under our epoch: the first statement of every commit, and the idle leader's beat.
+pub async fn fence(connection: &mut PgConnection, epoch: i64) -> Result<i64, StoreError> {
+    sqlx::query_scalar!("UPDATE leader SET seq = seq + 1 WHERE epoch = $1 RETURNING seq", epoch)
+        .fetch_optional(connection)
+        .await?
+        .ok_or(StoreError::Fenced)
+}
+
+/// Lays the lead down in good order, so that a successor need not wait.
+pub async fn lay_down(connection: &mut PgConnection, epoch: i64) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE leader SET holder = NULL, seq = seq + 1 WHERE epoch = $1", epoch)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

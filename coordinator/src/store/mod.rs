@@ -1,0 +1,80 @@
+//! Postgres: rows to domain values and back, one file per noun. The only room that knows
+//! sqlx; every query is checked against the schema when it is compiled.
+//!
+//! Two ways in: [`commit`] writes a batch of the engine's rows under the leader's fence, and
+//! everything else reads committed state or writes what needs no atomicity with scheduling.
+
+pub mod access;
+pub mod attempts;
+pub mod clock;
+pub mod commit;
+mod error;
+pub mod jobs;
+pub mod leader;
+pub mod mesh;
+mod names;
+pub mod nodes;
+pub mod snapshot;
+pub mod tasks;
+
+pub use clock::Clock;
+pub use error::StoreError;
+
+use std::time::Duration;
+
+use sqlx::{
+    ConnectOptions as _, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+/// The schema, in order.
+pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+
+/// The database, for reads and for services beside the engine.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+    options: PgConnectOptions,
+}
+
+impl Store {
+    /// Connects lazily; at most `connections` at a time.
+    #[must_use]
+    pub fn new(options: PgConnectOptions, connections: u32) -> Self {
+        let options = options
+            .application_name("mesh-coordinator")
+            // A frozen leader's row lock must not hold up its successor.
+            .options([("idle_in_transaction_session_timeout", "2000"), ("statement_timeout", "30000")])
+            .log_statements(tracing::log::LevelFilter::Trace);
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .idle_timeout(Duration::from_secs(60))
+            .test_before_acquire(false)
+            .connect_lazy_with(options.clone());
+        Self { pool, options }
+    }
+
+    /// A connection of one's own, outside the pool: the commit room's.
+    pub async fn connection(&self) -> Result<PgConnection, StoreError> {
+        Ok(self.options.connect().await?)
+    }
+
+    /// Brings the schema up to date. Only the leader does.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let mut connection = self.connection().await?;
+        MIGRATIONS.run(&mut connection).await?;
+        Ok(())
+    }
+
+    /// Whether the database answers.
+    pub async fn answers(&self) -> bool {
+        sqlx::query_scalar!("SELECT 1 AS \"one!\"").fetch_one(&self.pool).await.is_ok()
+    }
+
+    /// The pool, for checks of the database itself.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+}

@@ -1,0 +1,200 @@
+//! Everything unfinished, read once at a start or a rebuild. Finished elements come as ranges,
+//! so a million of them cost one sorted pass in the database and nothing here.
+
+use std::collections::BTreeMap;
+
+use mesh_proto::{
+    ids::{BootId, JobId, JobNumber, NodeId},
+    v1::{SandboxLevel, TaskSpec, TaskState},
+};
+use prost::Message as _;
+use sqlx::PgConnection;
+
+use super::{
+    StoreError,
+    clock::unstamp,
+    names::{optional, value},
+    nodes,
+};
+use crate::{
+    engine::{Elements, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask, event::NodeRecord},
+    spec,
+};
+
+/// Reads what the engine needs to go on.
+pub async fn load(connection: &mut PgConnection) -> Result<Snapshot, StoreError> {
+    let next_job = sqlx::query_scalar!("SELECT COALESCE(max(number), 0) + 1 AS \"next!\" FROM jobs")
+        .fetch_one(&mut *connection)
+        .await? as u64;
+    let nodes = load_nodes(connection).await?;
+    let mut jobs = load_jobs(connection).await?;
+    let numbers: Vec<i64> = jobs.keys().map(|number| number.0 as i64).collect();
+    load_definitions(connection, &numbers, &mut jobs).await?;
+    load_ended(connection, &numbers, &mut jobs).await?;
+    load_live(connection, &numbers, &mut jobs).await?;
+    Ok(Snapshot { next_job, nodes, jobs: jobs.into_values().collect() })
+}
+
+type Jobs = BTreeMap<JobNumber, StoredJob>;
+
+async fn load_nodes(connection: &mut PgConnection) -> Result<Vec<NodeRecord>, StoreError> {
+    sqlx::query!("SELECT id, name, boot_id, cordoned, draining, tags FROM nodes ORDER BY id")
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(|row| nodes::record(row.id, row.name, row.boot_id, (row.cordoned, row.draining), row.tags))
+        .collect()
+}
+
+async fn load_jobs(connection: &mut PgConnection) -> Result<Jobs, StoreError> {
+    sqlx::query!(
+        r#"SELECT number, uuid, owner, state::text AS "state!", ending::text AS ending, priority, keep_going,
+            idempotency_key, payload_digest, reason, started_at
+           FROM jobs WHERE finished_at IS NULL ORDER BY number"#
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(|row| {
+        let number = JobNumber(row.number as u64);
+        Ok((
+            number,
+            StoredJob {
+                number,
+                uuid: JobId(row.uuid),
+                owner: row.owner,
+                priority: row.priority as u8,
+                keep_going: row.keep_going,
+                idempotency_key: row.idempotency_key,
+                payload_digest: row
+                    .payload_digest
+                    .as_slice()
+                    .try_into()
+                    .map_err(|_| StoreError::Corrupt("payload digest"))?,
+                state: value(&row.state, "job state")?,
+                ending: optional(row.ending.as_deref(), "job state")?,
+                reason: row.reason,
+                started_at: row.started_at.map(unstamp),
+                tasks: Vec::new(),
+            },
+        ))
+    })
+    .collect()
+}
+
+async fn load_definitions(
+    connection: &mut PgConnection,
+    numbers: &[i64],
+    jobs: &mut Jobs,
+) -> Result<(), StoreError> {
+    let rows = sqlx::query!(
+        "SELECT job, spec FROM task_definitions WHERE job = ANY ($1) ORDER BY job, task",
+        numbers,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut specs: BTreeMap<JobNumber, Vec<TaskSpec>> = BTreeMap::new();
+    for row in rows {
+        let task = TaskSpec::decode(&row.spec[..]).map_err(|_| StoreError::Corrupt("task spec"))?;
+        specs.entry(JobNumber(row.job as u64)).or_default().push(task);
+    }
+    for (number, tasks) in specs {
+        let Some(job) = jobs.get_mut(&number) else { continue };
+        let definitions = spec::definitions(&tasks).map_err(|_| StoreError::Corrupt("task spec"))?;
+        job.tasks = definitions
+            .into_iter()
+            .map(|definition| StoredDefinition {
+                definition,
+                completed: Elements::default(),
+                failed: Elements::default(),
+                cancelled: Elements::default(),
+                live: BTreeMap::new(),
+            })
+            .collect();
+    }
+    Ok(())
+}
+
+/// The runs of elements that ended alike ("gaps and islands": within a run, index minus
+/// position stays the same).
+async fn load_ended(
+    connection: &mut PgConnection,
+    numbers: &[i64],
+    jobs: &mut Jobs,
+) -> Result<(), StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT job, task, state::text AS "state!", min(index) AS "first!", max(index) + 1 AS "past!"
+           FROM (
+               SELECT job, task, state, index,
+                   index - row_number() OVER (PARTITION BY job, task, state ORDER BY index) AS island
+               FROM tasks
+               WHERE job = ANY ($1) AND state IN ('completed', 'failed', 'cancelled')
+           ) AS ended
+           GROUP BY job, task, state, island"#,
+        numbers,
+    )
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        let job = JobNumber(row.job as u64);
+        let Some(definition) = jobs.get_mut(&job).and_then(|job| job.tasks.get_mut(row.task as usize)) else {
+            continue;
+        };
+        let range = row.first as u32..row.past as u32;
+        let elements = match value(&row.state, "task state")? {
+            TaskState::Completed => &mut definition.completed,
+            TaskState::Failed => &mut definition.failed,
+            TaskState::Cancelled => &mut definition.cancelled,
+            TaskState::Unspecified
+            | TaskState::Blocked
+            | TaskState::Queued
+            | TaskState::Assigned
+            | TaskState::Running
+            | TaskState::Retrying => return Err(StoreError::Corrupt("task state")),
+        };
+        elements.insert(range);
+    }
+    Ok(())
+}
+
+async fn load_live(
+    connection: &mut PgConnection,
+    numbers: &[i64],
+    jobs: &mut Jobs,
+) -> Result<(), StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT t.job, t.task, t.index, t.state::text AS "state!", t.attempt, t.own_failures, t.losses,
+            a.node, a.boot_id, a.assigned_at, a.started_at, a.sandbox
+           FROM tasks t
+           JOIN attempts a ON (a.job, a.task, a.index, a.number) = (t.job, t.task, t.index, t.attempt)
+           WHERE t.job = ANY ($1) AND t.state NOT IN ('completed', 'failed', 'cancelled')"#,
+        numbers,
+    )
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        let job = JobNumber(row.job as u64);
+        let Some(definition) = jobs.get_mut(&job).and_then(|job| job.tasks.get_mut(row.task as usize)) else {
+            continue;
+        };
+        let state: TaskState = value(&row.state, "task state")?;
+        let placed = matches!(state, TaskState::Assigned | TaskState::Running).then(|| StoredPlace {
+            node: NodeId(row.node),
+            boot: BootId(row.boot_id),
+            assigned_at: unstamp(row.assigned_at),
+            started_at: row.started_at.map(unstamp),
+            sandbox: row.sandbox.and_then(|level| SandboxLevel::try_from(i32::from(level)).ok()),
+        });
+        definition.live.insert(
+            row.index as u32,
+            StoredTask {
+                attempt: row.attempt as u32,
+                own_failures: row.own_failures as u32,
+                losses: row.losses as u32,
+                state,
+                placed,
+            },
+        );
+    }
+    Ok(())
+}
