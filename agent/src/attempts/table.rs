@@ -374,13 +374,12 @@ impl Table {
     }
 
     fn session_opened(&mut self) {
-        // The coordinator learnt from the inventory that it holds no withdrawn attempt here.
-        self.attempts.retain(|_, attempt| !matches!(attempt.state, State::Withdrawn));
         self.outbox.clear();
         for (key, attempt) in &mut self.attempts {
             let unsent = &mut attempt.unsent;
             match &attempt.state {
-                State::Waiting | State::Withdrawn => *unsent = Unsent::default(),
+                State::Waiting => *unsent = Unsent::default(),
+                State::Withdrawn => unsent.withdrawn = true,
                 State::Active { started, .. } => {
                     unsent.started = started.is_some() && !attempt.started_acked;
                 }
@@ -518,9 +517,11 @@ impl Table {
         self.attempts.iter().filter_map(of).collect()
     }
 
-    /// Whether nothing is held: an agent that drains may go.
+    /// Whether nothing is held and everything is told: an agent that drains may go.
     pub fn is_idle(&self) -> bool {
-        self.attempts.values().all(|attempt| matches!(attempt.state, State::Withdrawn))
+        self.attempts
+            .values()
+            .all(|attempt| matches!(attempt.state, State::Withdrawn) && !attempt.unsent.queued)
     }
 
     pub fn is_draining(&self) -> bool {
