@@ -204,7 +204,7 @@ fn listen(dir: &Path) -> Result<UnixListener, EntryError> {
     Ok(listener)
 }
 
-/// Each attempt takes five descriptors.
+/// Each attempt takes six descriptors.
 fn raise_open_files() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use agent::jail::{ExitCause, Level};
+use agent::jail::{ExitCause, Level, Options};
 
 use super::support::{Node, as_everybody, root};
 
@@ -129,5 +129,36 @@ fn tasks_of_different_uids_cannot_read_each_other() {
         let ended = node.run(second).await;
         assert_eq!((ended.out(), &ended.record.cause), ("", &ExitCause::Exited(1)));
         assert!(ended.err().contains("Permission denied"), "{}", ended.err());
+    });
+}
+
+#[test]
+fn a_machine_without_namespaces_says_so_and_weakens_nothing() {
+    if !root() {
+        println!("skipped: only root can take a capability away");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut node = Node::new().await;
+        let poor = node.dir.path().join("poor-agent");
+        let agent = env!("CARGO_BIN_EXE_agent");
+        let script = format!("#!/bin/sh\nexec /usr/bin/setpriv --bounding-set=-sys_admin {agent} \"$@\"\n");
+        fs::write(&poor, script).unwrap();
+        fs::set_permissions(&poor, fs::Permissions::from_mode(0o755)).unwrap();
+        node.client.shutdown(false).await.unwrap();
+        node.disconnect();
+        node.connect(Options { exe: Some(poor), ..Node::options(node.dir.path()) }).await;
+
+        let probe = node.client.probe().await.unwrap();
+        assert_eq!(probe.strongest, Level::None);
+        let missing = probe.layers.iter().find(|layer| layer.name == "pid_namespace").unwrap();
+        assert!(!missing.present && missing.remedy.contains("CAP_SYS_ADMIN"), "{missing:?}");
+        let basic = node.shell("exit 0");
+        let error = node.client.start(basic).await.unwrap_err().to_string();
+        assert!(error.contains("basic is not available"), "{error}");
+        let mut bare = node.shell("exit 5");
+        bare.level = Level::None;
+        node.run(bare).await.expect(&ExitCause::Exited(5));
     });
 }

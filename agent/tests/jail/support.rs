@@ -168,7 +168,11 @@ impl Node {
 
     /// A new daemon.
     pub async fn reconnect(&mut self) {
-        let (client, events) = Client::ensure(&Self::options(self.dir.path())).await.unwrap();
+        self.connect(Self::options(self.dir.path())).await;
+    }
+
+    pub async fn connect(&mut self, options: Options) {
+        let (client, events) = Client::ensure(&options).await.unwrap();
         self.client = client;
         self.events = Some(events);
     }
