@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,12 +20,25 @@ const USER_LIFETIME: Duration = Duration::from_hours(24 * 365);
 /// What can go wrong with these files.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
+    #[error("cannot create {path}")]
+    Make { path: PathBuf, source: io::Error },
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("{0} does not hold a coordinator's id; restore it, or remove it to make a new one")]
     Id(PathBuf),
     #[error(transparent)]
     Cert(#[from] CertError),
+}
+
+/// Where the CA's key and certificate lie, for their owner alone.
+pub fn pki_dir(data_dir: &Path) -> Result<PathBuf, CredentialError> {
+    let path = data_dir.join("pki");
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(CredentialError::Make { path, source })
+        }
+        Ok(()) | Err(_) => Ok(path),
+    }
 }
 
 /// The id of this installation, made at its first start.

@@ -247,7 +247,7 @@ async fn serve_on(
     store.migrate().await?;
     let mesh = store.mesh_id().await?;
     let id = credentials::coordinator_id(data_dir.path())?;
-    let ca = Arc::new(Ca::load_or_create(&data_dir.path().join("pki"), mesh)?);
+    let ca = Arc::new(Ca::load_or_create(&credentials::pki_dir(data_dir.path())?, mesh)?);
     let metrics =
         Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")).map_err(|_| ServeError::Setup("the metrics"))?);
     let edge_stop = CancellationToken::new();
@@ -593,7 +593,7 @@ pub async fn make_admin_credential(
     let kept = config.data_dir.join("admin.credential");
     let known = mesh_certs::Credential::load(&kept)?;
     let mesh: MeshId = known.mesh.to_string().parse().map_err(|_| ServeError::Setup("the mesh's id"))?;
-    let pki = config.data_dir.join("pki");
+    let pki = credentials::pki_dir(&config.data_dir)?;
     let ca = tokio::task::spawn_blocking(move || Ca::load_or_create(&pki, mesh))
         .await
         .map_err(|_| ServeError::Setup("the CA"))??;
