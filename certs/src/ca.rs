@@ -20,7 +20,7 @@ use x509_parser::{certification_request::X509CertificationRequest, prelude::From
 
 use crate::{
     error::CertError,
-    files::{content, read_text, write_private},
+    files::{content, create_private_dir, read_text, write_private},
     identity::{Identity, mesh_of_ca, mesh_uri},
     key::NodeKey,
     trust::Trust,
@@ -120,6 +120,7 @@ impl Ca {
         // A key without a certificate is what a crash between the two writes leaves: nothing
         // was ever signed with it.
         let ca = Self::generate(mesh)?;
+        create_private_dir(dir)?;
         write_private(&key_path, ca.issuer.key().serialize_pem().as_bytes())?;
         write_private(&cert_path, ca.cert_pem().as_bytes())?;
         Ok(ca)

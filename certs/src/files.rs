@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -29,6 +29,12 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), CertError> {
         let _ = fs::remove_file(&temporary);
     }
     written.map_err(|source| CertError::File { action: "write", path: path.to_owned(), source })
+}
+
+/// Makes a directory for its owner alone, where there is none.
+pub(crate) fn create_private_dir(path: &Path) -> Result<(), CertError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| CertError::File { action: "create", path: path.to_owned(), source })
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
