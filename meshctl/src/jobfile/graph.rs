@@ -1,4 +1,4 @@
-//! What tasks need of each other: known names, no circle, arrays of equal length.
+//! What tasks need of each other: known names, no cycle, arrays of equal length.
 
 use std::collections::{HashMap, HashSet};
 
@@ -49,10 +49,10 @@ pub fn check(tasks: &[Vertex]) -> Result<(), Problem> {
             }
         }
     }
-    circle(tasks, &positions)
+    cycle(tasks, &positions)
 }
 
-fn circle(tasks: &[Vertex], positions: &HashMap<&str, usize>) -> Result<(), Problem> {
+fn cycle(tasks: &[Vertex], positions: &HashMap<&str, usize>) -> Result<(), Problem> {
     let needs = |task: usize| {
         tasks[task].needs.iter().filter_map(|need| positions.get(need.task.as_str()).map(|at| (*at, need)))
     };
@@ -84,15 +84,15 @@ fn circle(tasks: &[Vertex], positions: &HashMap<&str, usize>) -> Result<(), Prob
             names.push(tasks[next].name);
             return Err(Problem::at(
                 need.at,
-                format!("the tasks need each other in a circle: {}", short_circle(&names)),
-                "needs without a circle",
+                format!("the tasks need each other in a cycle: {}", short_cycle(&names)),
+                "needs without a cycle",
             ));
         }
         path.push(next);
     }
 }
 
-fn short_circle(names: &[&str]) -> String {
+fn short_cycle(names: &[&str]) -> String {
     const MOST: usize = 12;
     if names.len() <= MOST {
         return names.join(" → ");

@@ -197,11 +197,11 @@ fn with(line: &str) -> String {
 )]
 #[case::cycle(
     "tasks:\n  - {name: a, command: [x], needs: [c]}\n  - {name: b, command: [x], needs: [a]}\n  - {name: c, command: [x], needs: [b]}\n  - {name: d, command: [x], needs: [a]}\n",
-    "3:37: the tasks need each other in a circle: a → c → b → a; expected needs without a circle"
+    "3:37: the tasks need each other in a cycle: a → c → b → a; expected needs without a cycle"
 )]
 #[case::self_cycle(
     "tasks:\n  - {name: a, command: [x], needs: [a]}\n",
-    "2:37: the tasks need each other in a circle: a → a; expected needs without a circle"
+    "2:37: the tasks need each other in a cycle: a → a; expected needs without a cycle"
 )]
 #[case::needed_twice(
     "tasks:\n  - {name: a, command: [x]}\n  - {name: b, command: [x], needs: [a, a]}\n",
