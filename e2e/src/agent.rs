@@ -140,11 +140,11 @@ impl Agent {
         marked(&self.data)
     }
 
-    /// Waits until nothing but the daemon and its jail lives (`count` processes).
+    /// Waits until nothing but the daemon and its jail lives.
     #[track_caller]
-    pub fn settles(&self, count: usize) {
-        let what = format!("{} runs {count} processes", self.name);
-        wait::until(secs(20), &what, || (self.processes().len() <= count).then_some(()));
+    pub fn settles(&self) {
+        let idle = wait::within(secs(20), || (self.processes().len() <= 2).then_some(()));
+        assert!(idle.is_some(), "{} still runs {:?}", self.name, self.processes());
     }
 }
 

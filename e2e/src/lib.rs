@@ -25,6 +25,6 @@ pub use gate::Gate;
 pub use http::{Reply, get};
 pub use job::Job;
 pub use mesh::{Mesh, MeshOptions};
-pub use process::{Signal, alive, signal};
+pub use process::{Signal, signal};
 pub use proxy::Proxy;
 pub use witness::{Event, Witness};

@@ -26,7 +26,7 @@ const FAST: &str = include_str!("fast.toml");
 /// How the coordinator is started.
 #[derive(Default)]
 pub struct MeshOptions {
-    /// Lines of configuration beside the fast ones, in front of them.
+    /// Lines of configuration beside the fast timings, after them.
     pub extra: String,
     /// Addresses that nodes and clients are told; this machine's loopback when empty.
     pub advertise: Vec<String>,
@@ -56,7 +56,7 @@ impl Mesh {
         for name in ["agents", "logs", "files"] {
             fs::create_dir(root.path().join(name)).expect("make a directory");
         }
-        let config = format!("{}{FAST}", options.extra);
+        let config = format!("{FAST}{}", options.extra);
         fs::write(root.path().join("coordinator.toml"), config).expect("write the configuration");
         let mut mesh =
             Self { root, coordinator: None, ready: Value::Null, options, files: AtomicU32::new(0) };

@@ -16,8 +16,6 @@ pub struct Event {
     /// `task.index`
     pub task: String,
     pub attempt: u32,
-    /// Of the task's shell.
-    pub pid: u32,
     pub node: String,
 }
 
@@ -34,10 +32,7 @@ impl Witness {
 
     /// A shell function `saw WORD` for scripts of tasks: appends one line in one write.
     pub fn shell(&self) -> String {
-        format!(
-            "saw() {{ echo \"$1 $MESH_TASK.$MESH_INDEX $MESH_ATTEMPT $$ $MESH_NODE\" >> {}; }}",
-            self.path()
-        )
+        format!("saw() {{ echo \"$1 $MESH_TASK.$MESH_INDEX $MESH_ATTEMPT $MESH_NODE\" >> {}; }}", self.path())
     }
 
     /// All lines so far.
@@ -49,7 +44,6 @@ impl Witness {
                 what: words.next()?.to_owned(),
                 task: words.next()?.to_owned(),
                 attempt: words.next()?.parse().ok()?,
-                pid: words.next()?.parse().ok()?,
                 node: words.next()?.to_owned(),
             })
         };
