@@ -59,7 +59,7 @@ pub enum Command {
         #[command(flatten)]
         flags: Box<Flags>,
     },
-    /// Stop the daemon of this data directory: give back what waits, finish what runs
+    /// Stop the daemon of this data directory: take nothing new, finish what is here
     Stop {
         /// End running tasks instead of waiting for them; they run again elsewhere
         #[arg(long)]

@@ -3,7 +3,7 @@
 //! | signal | what happens |
 //! |---|---|
 //! | SIGTERM, SIGINT without a terminal | detach: tasks run on under the jail |
-//! | SIGUSR1 (`agent stop`) | drain: give back what waits, finish what runs, then go, jail and all |
+//! | SIGUSR1 (`agent stop`) | drain: take nothing new, finish what is here, then go, jail and all |
 //! | SIGUSR2 (`agent stop --kill`), SIGINT on a terminal | end the tasks, tell of it, then go |
 
 use std::io::{IsTerminal as _, Write as _};
@@ -114,6 +114,8 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         "name": identity.node.name,
         "http": bound.map(|address| address.to_string()),
     });
+    let is_closed = watch::Sender::new(false);
+    let mut closed = is_closed.subscribe();
     let session = Session {
         hub: hub.clone(),
         machine,
@@ -123,9 +125,10 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         metrics,
         ready,
         draining,
+        closed: is_closed,
     };
     let mut session = std::pin::pin!(session.run());
-    spawn("certificate renewal", enroll::keep_renewed(identity_dir, identity, cert, rpc));
+    spawn("certificate renewal", enroll::keep_renewed(identity_dir, identity, cert, rpc.clone()));
     let mut said = false;
     let stop = loop {
         tokio::select! {
@@ -138,33 +141,33 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
             stop = signals.next() => break stop,
         }
     };
-    match stop {
-        Asked::Detach => {
-            info!("stopping; tasks run on and are taken up by the next start");
-            seen.keep();
-            return Ok(());
-        }
-        Asked::Drain => {
-            info!("draining: what runs is finished first");
-            hub.handle(Input::Drain);
-        }
-        Asked::Kill => {
-            info!("stopping, and ending the tasks");
-            hub.handle(Input::Shutdown);
-        }
+    if stop == Asked::Detach {
+        info!("stopping; tasks run on and are taken up by the next start");
+        seen.keep();
+        return Ok(());
     }
+    // First the coordinator must know that nothing more is to come: what is given back would
+    // otherwise arrive here again.
     drain.send_replace(true);
-    let mut kill = stop == Asked::Kill;
+    let mut wish = stop;
+    let mut ending = false;
     let mut deadline = tokio::time::Instant::now() + FAREWELL;
+    info!(kill = wish == Asked::Kill, "stopping: nothing new is taken");
     loop {
         let changed = hub.changed.notified();
-        if hub.is_idle() {
+        let told = *closed.borrow_and_update() || !rpc.is_connected();
+        if wish == Asked::Kill && told && !ending {
+            ending = true;
+            hub.handle(Input::Shutdown);
+        }
+        if told && hub.is_idle() {
             break;
         }
         tokio::select! {
             error = &mut session => return Err(error.into()),
             () = changed => {}
-            () = tokio::time::sleep_until(deadline), if kill && hub.counts().0 == 0 => {
+            Ok(()) = closed.changed() => {}
+            () = tokio::time::sleep_until(deadline), if wish == Asked::Kill && hub.counts().0 == 0 => {
                 warn!("the coordinator was not told of every end; the next start tells it");
                 break;
             }
@@ -172,9 +175,8 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
                 Asked::Detach => return Ok(()),
                 Asked::Drain => {}
                 Asked::Kill => {
-                    kill = true;
+                    wish = Asked::Kill;
                     deadline = tokio::time::Instant::now() + FAREWELL;
-                    hub.handle(Input::Shutdown);
                 }
             },
         }

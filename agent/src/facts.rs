@@ -51,7 +51,7 @@ impl Machine {
             name: name.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             slots: if draining { 0 } else { capacity.slots },
-            cpu_millis: u32::try_from(capacity.cpu_millis).unwrap_or(u32::MAX),
+            cpu_millis: if draining { 0 } else { u32::try_from(capacity.cpu_millis).unwrap_or(u32::MAX) },
             memory_bytes: capacity.memory_bytes,
             disk_bytes: disk(&config.data_dir).total,
             resources: capacity.named.into_iter().collect(),

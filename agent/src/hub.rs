@@ -197,10 +197,6 @@ impl Hub {
         self.table().seal(key, length)
     }
 
-    pub fn is_draining(&self) -> bool {
-        self.table().is_draining()
-    }
-
     pub fn is_idle(&self) -> bool {
         self.table().is_idle()
     }

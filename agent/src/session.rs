@@ -79,6 +79,8 @@ pub struct Session {
     pub ready: watch::Sender<bool>,
     /// Becomes true when the agent drains.
     pub draining: watch::Receiver<bool>,
+    /// Becomes true when the coordinator knows that it drains, and sends nothing new.
+    pub closed: watch::Sender<bool>,
 }
 
 impl Session {
@@ -201,6 +203,7 @@ impl Session {
             self.verdict(*verdict);
         }
         self.hub.handle(Input::SessionOpened);
+        self.closed.send_replace(draining);
         context.rpc.set_session(Some(answer.session_id.clone()));
         Ok(answer)
     }
@@ -269,9 +272,11 @@ impl Session {
         let (send, receive) = mpsc::channel(2);
         let hub = &self.hub;
         let tell = async {
+            // The first message names the session; the coordinator answers the call once it has it.
+            let mut first = true;
             loop {
                 let events = hub.take_events(EVENTS);
-                if events.is_empty() {
+                if events.is_empty() && !std::mem::take(&mut first) {
                     hub.results.notified().await;
                     continue;
                 }

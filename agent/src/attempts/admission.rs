@@ -1,18 +1,22 @@
-//! Which of the waiting attempts may start: in order of arrival, as far as slots and resources
-//! reach. The head is passed over by smaller attempts only a bounded number of times, so that a
+//! Which of the waiting attempts may start: in order of arrival, as far as the resources reach,
+//! counted as the coordinator counts them: processors, memory, named resources. A slot is the
+//! place of one running attempt, with a user of its own; small attempts may be more than the
+//! node's slots. The head is passed over by smaller attempts only a bounded number of times, so that a
 //! large one gets its turn.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_proto::ids::AttemptKey;
 
+/// Places of running attempts, and so users of their own, that are ever used.
+pub const MAX_RUNNING: u32 = 4096;
 /// How often in a row others may start before an attempt that stands at the head.
 const MAX_PASSES: u32 = 16;
 
 /// What all running attempts together may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Attempts at a time.
+    /// Attempts of the ordinary size (one core, the memory's share) at a time.
     pub slots: u32,
     pub cpu_millis: u64,
     pub memory_bytes: u64,
@@ -39,7 +43,7 @@ pub struct Admission {
 
 impl Admission {
     pub fn new(capacity: Capacity) -> Self {
-        let free = (0..capacity.slots).collect();
+        let free = (0..MAX_RUNNING).collect();
         Self { capacity, free, running: BTreeMap::new(), waiting: VecDeque::new(), passes: 0 }
     }
 
@@ -62,7 +66,7 @@ impl Admission {
     /// Gives back what a running attempt used.
     pub fn release(&mut self, key: AttemptKey) {
         if let Some((slot, _)) = self.running.remove(&key)
-            && slot < self.capacity.slots
+            && slot < MAX_RUNNING
         {
             self.free.insert(slot);
         }
@@ -93,8 +97,6 @@ impl Admission {
                 self.passes = if at == 0 { 0 } else { self.passes + 1 };
                 self.occupy(key, slot, need);
                 admitted.push((key, slot));
-                // A new head has a right of its own to be first.
-                at = if at == 0 { 0 } else { at };
             }
         }
         admitted

@@ -19,7 +19,7 @@
 mod admission;
 mod table;
 
-pub use admission::{Capacity, Need};
+pub use admission::{Capacity, MAX_RUNNING, Need};
 pub use table::{Effect, Input, Shippable, Stop, Table};
 
 #[cfg(test)]

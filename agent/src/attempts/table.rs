@@ -55,9 +55,7 @@ pub enum Input {
     },
     /// Registered: everything unacknowledged is to be told in the new session.
     SessionOpened,
-    /// Take nothing new, give back what waits.
-    Drain,
-    /// Drain, and end what runs.
+    /// End what runs, start nothing that waits: the agent goes away.
     Shutdown,
 }
 
@@ -126,7 +124,7 @@ pub struct Table {
     attempts: BTreeMap<AttemptKey, Attempt>,
     admission: Admission,
     outbox: VecDeque<AttemptKey>,
-    draining: bool,
+    stopping: bool,
     default_memory: u64,
 }
 
@@ -137,7 +135,7 @@ impl Table {
             attempts: BTreeMap::new(),
             admission: Admission::new(capacity),
             outbox: VecDeque::new(),
-            draining: false,
+            stopping: false,
             default_memory,
         }
     }
@@ -169,13 +167,9 @@ impl Table {
                 self.remove_if_done(key, &mut effects);
             }
             Input::SessionOpened => self.session_opened(),
-            Input::Drain => self.drain(),
-            Input::Shutdown => {
-                self.drain();
-                self.stop_all(&mut effects);
-            }
+            Input::Shutdown => self.shutdown(&mut effects),
         }
-        if !self.draining {
+        if !self.stopping {
             for (key, slot) in self.admission.admit() {
                 if let Some(attempt) = self.attempts.get_mut(&key) {
                     attempt.state = State::Active { started: None, stop: None };
@@ -192,7 +186,7 @@ impl Table {
             // Said again after a reconnect. What it already knows is told again anyway.
             return;
         }
-        let full = self.draining || self.attempts.len() >= MAX_HELD;
+        let full = self.stopping || self.attempts.len() >= MAX_HELD;
         let need = self.need(&assignment);
         let attempt = Attempt::new(assignment, if full { State::Withdrawn } else { State::Waiting });
         self.attempts.insert(key, attempt);
@@ -228,11 +222,8 @@ impl Table {
         let resources = assignment.resources.clone().unwrap_or_default();
         let memory_bytes =
             if resources.memory_bytes == 0 { self.default_memory } else { resources.memory_bytes };
-        Need {
-            cpu_millis: resources.cpu_millis.into(),
-            memory_bytes,
-            named: resources.named.into_iter().collect(),
-        }
+        let cpu_millis = if resources.cpu_millis == 0 { 1000 } else { resources.cpu_millis.into() };
+        Need { cpu_millis, memory_bytes, named: resources.named.into_iter().collect() }
     }
 
     fn withdraw(&mut self, key: AttemptKey) {
@@ -256,23 +247,19 @@ impl Table {
         match self.attempts.get_mut(&key).map(|attempt| &mut attempt.state) {
             None => {
                 self.attempts.insert(key, Attempt::new(nothing(key), State::Waiting));
-                self.end_unstarted(key);
+                self.end_unstarted(key, v1::Cause::Cancelled, "cancelled before it started");
             }
             Some(State::Waiting | State::Withdrawn) => {
                 self.admission.unqueue(key);
-                self.end_unstarted(key);
+                self.end_unstarted(key, v1::Cause::Cancelled, "cancelled before it started");
             }
             Some(State::Active { .. }) => self.stop(key, Stop::Cancel, effects),
             Some(State::Ended { .. }) => {}
         }
     }
 
-    fn end_unstarted(&mut self, key: AttemptKey) {
-        let ended = v1::Ended {
-            cause: v1::Cause::Cancelled.into(),
-            message: "cancelled before it started".to_owned(),
-            ..v1::Ended::default()
-        };
+    fn end_unstarted(&mut self, key: AttemptKey, cause: v1::Cause, message: &str) {
+        let ended = v1::Ended { cause: cause.into(), message: message.to_owned(), ..v1::Ended::default() };
         if let Some(attempt) = self.attempts.get_mut(&key) {
             attempt.state = State::Ended { ended: Box::new(ended), acked: false };
             self.tell(key, |unsent| unsent.ended = true);
@@ -331,15 +318,18 @@ impl Table {
         }
     }
 
-    fn stop_all(&mut self, effects: &mut Vec<Effect>) {
-        let active: Vec<AttemptKey> = self
-            .attempts
-            .iter()
-            .filter(|(_, attempt)| matches!(attempt.state, State::Active { .. }))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in active {
-            self.stop(key, Stop::Shutdown, effects);
+    fn shutdown(&mut self, effects: &mut Vec<Effect>) {
+        self.stopping = true;
+        let keys: Vec<AttemptKey> = self.attempts.keys().copied().collect();
+        for key in keys {
+            match self.attempts.get(&key).map(|attempt| &attempt.state) {
+                Some(State::Waiting) => {
+                    self.admission.unqueue(key);
+                    self.end_unstarted(key, v1::Cause::Infra, "the agent was stopped before it started");
+                }
+                Some(State::Active { .. }) => self.stop(key, Stop::Shutdown, effects),
+                Some(State::Ended { .. } | State::Withdrawn) | None => {}
+            }
         }
     }
 
@@ -392,19 +382,6 @@ impl Table {
             if unsent.queued {
                 self.outbox.push_back(*key);
             }
-        }
-    }
-
-    fn drain(&mut self) {
-        self.draining = true;
-        let waiting: Vec<AttemptKey> = self
-            .attempts
-            .iter()
-            .filter(|(_, attempt)| matches!(attempt.state, State::Waiting))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in waiting {
-            self.withdraw(key);
         }
     }
 
@@ -517,15 +494,11 @@ impl Table {
         self.attempts.iter().filter_map(of).collect()
     }
 
-    /// Whether nothing is held and everything is told: an agent that drains may go.
+    /// Whether nothing is held and everything is told: an agent that drained may go.
     pub fn is_idle(&self) -> bool {
         self.attempts
             .values()
             .all(|attempt| matches!(attempt.state, State::Withdrawn) && !attempt.unsent.queued)
-    }
-
-    pub fn is_draining(&self) -> bool {
-        self.draining
     }
 
     pub fn running(&self) -> usize {

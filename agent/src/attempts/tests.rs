@@ -196,21 +196,30 @@ fn a_withdrawal_is_answered_by_what_is_true() {
 }
 
 #[test]
-fn draining_gives_back_what_waits_and_takes_nothing_new() {
+fn a_shutdown_ends_what_runs_and_starts_nothing_that_waits() {
     let mut table = Table::new(capacity(1));
     for index in 0..2 {
         table.handle(Input::Assigned(assignment(index)));
     }
-    table.handle(Input::Drain);
-    table.handle(Input::Assigned(assignment(2)));
-    assert_eq!(told(&mut table), ["1 withdrawn", "2 withdrawn"]);
-    assert!(!table.is_idle());
-    table.handle(Input::Ended(key(0), ended(Cause::Exit, "", 0)));
-    table.handle(ack(0, true));
-    assert!(table.is_idle());
-    let mut table = Table::new(capacity(1));
-    table.handle(Input::Assigned(assignment(0)));
     assert_eq!(done(&table.handle(Input::Shutdown)), ["shutdown 0"]);
+    table.handle(Input::Assigned(assignment(2)));
+    assert_eq!(told(&mut table), ["1 ended infra", "2 withdrawn"]);
+    assert!(!table.is_idle());
+    assert!(table.handle(Input::Ended(key(0), ended(Cause::Infra, "", 0))).is_empty());
+    assert_eq!(told(&mut table), ["0 ended infra"]);
+    table.handle(ack(0, true));
+    table.handle(ack(1, true));
+    assert!(table.is_idle());
+}
+
+#[test]
+fn small_attempts_may_be_more_than_the_slots_and_each_has_its_own_place() {
+    let mut admission = Admission::new(capacity(2));
+    for index in 0..10 {
+        admission.queue(key(index), Need { cpu_millis: 250, ..Need::default() });
+    }
+    let places: Vec<u32> = admission.admit().iter().map(|(_, slot)| *slot).collect();
+    assert_eq!(places, [0, 1, 2, 3, 4, 5, 6, 7]);
 }
 
 #[test]

@@ -32,6 +32,11 @@ const MESSAGE: usize = 1024 * 1024;
 /// Ships output until the stream breaks; returns why it did.
 pub async fn ship(hub: &Arc<Hub>, session_id: &str, window: u64) -> Status {
     let (send, receive) = mpsc::channel(2);
+    // The first message names the session; the coordinator answers the call once it has it.
+    let first = TaskOutputRequest { session_id: session_id.to_owned(), chunks: vec![] };
+    if send.try_send(first).is_err() {
+        return Code::Internal.status("the output stream ended");
+    }
     let mut client = hub.context().rpc.client();
     let mut acks = match client.task_output(ReceiverStream::new(receive)).await {
         Ok(answer) => answer.into_inner(),

@@ -329,8 +329,10 @@ impl Node for Fake {
         let (send, receive) = mpsc::channel(16);
         let (fake, mut stream) = (self.clone(), request.into_inner());
         fake.change(|state| state.streams += 1);
+        // As the coordinator does: the call is answered once its first message named the session.
+        let mut next = stream.message().await?;
         agent::spawn::spawn("fake results", async move {
-            while let Ok(Some(message)) = stream.message().await {
+            while let Some(message) = next {
                 let acks = fake.change(|state| {
                     let mut acks = vec![];
                     for event in message.events {
@@ -348,6 +350,7 @@ impl Node for Fake {
                 if send.send(Ok(v1::TaskResultResponse { acks })).await.is_err() {
                     return;
                 }
+                next = stream.message().await.ok().flatten();
             }
         });
         Ok(Response::new(ReceiverStream::new(receive)))
@@ -360,9 +363,10 @@ impl Node for Fake {
         let (send, receive) = mpsc::channel(16);
         let (fake, mut stream) = (self.clone(), request.into_inner());
         fake.change(|state| state.streams += 1);
+        let mut next = stream.message().await?;
         agent::spawn::spawn("fake output", async move {
             let mut unacked = 0;
-            while let Ok(Some(message)) = stream.message().await {
+            while let Some(message) = next {
                 let acks = fake.change(|state| {
                     let mut acks = vec![];
                     for chunk in message.chunks {
@@ -385,6 +389,7 @@ impl Node for Fake {
                         return;
                     }
                 }
+                next = stream.message().await.ok().flatten();
             }
         });
         Ok(Response::new(ReceiverStream::new(receive)))

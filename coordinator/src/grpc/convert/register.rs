@@ -61,8 +61,9 @@ fn node_facts(facts: &NodeFacts) -> Result<Facts, Status> {
     for name in names {
         check_name(name).map_err(|error| Code::Invalid.status(format!("the fact {name:?} {error}")))?;
     }
-    if facts.slots == 0 || facts.cpu_millis == 0 {
-        return Err(Code::Invalid.status("the facts have no slots"));
+    // An agent that is about to stop registers without slots and processors: nothing fits there.
+    if (facts.slots == 0) != (facts.cpu_millis == 0) {
+        return Err(Code::Invalid.status("the facts have slots without processors, or these without those"));
     }
     let sandbox = facts.sandbox.clone().unwrap_or_default();
     Ok(Facts {
