@@ -1,6 +1,6 @@
 //! The Node service: what agents speak.
 
-use std::{pin::Pin, sync::Arc};
+use std::{num::NonZeroUsize, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -33,7 +33,7 @@ use crate::{
     },
     metrics::Metrics,
     output::{OutputError, OutputStore},
-    session::{Live, PlanError, Plans, Sessions, speak_acks, speak_assignments, told_by_agent},
+    session::{PlanError, Plans, Sessions, speak_acks, speak_assignments, told_by_agent},
     spawn::spawn,
     store::{Store, clock::boot_us},
 };
@@ -42,6 +42,8 @@ use crate::{
 const STREAM: usize = 16;
 /// Appends of output that are under way for one session.
 const APPENDS: usize = 64;
+/// Attempts of one output stream that are remembered as the node's or not.
+const ATTEMPTS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// Inputs that go into one message.
 const INPUTS: usize = 1000;
 /// Longest progress message, in bytes.
@@ -158,30 +160,13 @@ impl Node for NodeService {
         request: Request<Streaming<TaskResultRequest>>,
     ) -> Result<Response<Self::TaskResultStream>, Status> {
         let node = Caller::of(&request)?.node()?;
-        let mut stream = request.into_inner();
-        // The session is named by the first message.
-        let Some(first) = stream.message().await? else {
-            return Err(Code::Invalid.status("the stream ended before it named its session"));
-        };
-        let live = self.sessions.check(node, &first.session_id)?;
-        let acks = self.sessions.take_acks(&live)?;
+        let stream = request.into_inner();
         let (send, receive) = mpsc::channel(STREAM);
-        spawn("acknowledgements", speak_acks(live.clone(), acks, send.clone(), self.store.clone()));
-        let (core, sessions) = (self.core.clone(), self.sessions.clone());
+        let (core, sessions, store) = (self.core.clone(), self.sessions.clone(), self.store.clone());
+        // Answered at once: a client may wait for that before it sends its first message.
         spawn("results", async move {
-            let mut next = Some(first);
-            while let Some(message) = next.take() {
-                for event in message.events {
-                    if let Err(status) = take_event(&core, &sessions, node, event).await {
-                        let _ = send.send(Err(status)).await;
-                        return;
-                    }
-                }
-                next = tokio::select! {
-                    message = stream.message() => message.unwrap_or_default(),
-                    () = live.over.cancelled() => None,
-                    () = send.closed() => None,
-                };
+            if let Err(status) = take_results(core, sessions, store, node, stream, send.clone()).await {
+                let _ = send.send(Err(status)).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
@@ -192,14 +177,15 @@ impl Node for NodeService {
         request: Request<Streaming<TaskOutputRequest>>,
     ) -> Result<Response<Self::TaskOutputStream>, Status> {
         let node = Caller::of(&request)?.node()?;
-        let mut stream = request.into_inner();
-        let Some(first) = stream.message().await? else {
-            return Err(Code::Invalid.status("the stream ended before it named its session"));
-        };
-        let live = self.sessions.check(node, &first.session_id)?;
+        let stream = request.into_inner();
         let (send, receive) = mpsc::channel(STREAM);
         let taker = OutputTaker { node, output: self.output.clone(), store: self.store.clone() };
-        spawn("output", taker.run(live, first, stream, send));
+        let sessions = self.sessions.clone();
+        spawn("output", async move {
+            if let Err(status) = taker.run(&sessions, stream, send.clone()).await {
+                let _ = send.send(Err(status)).await;
+            }
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 
@@ -306,6 +292,33 @@ fn attempt_key(key: Option<mesh_proto::v1::AttemptKey>) -> Result<AttemptKey, St
     AttemptKey::try_from(key).map_err(|error| Code::Invalid.status(error.to_string()))
 }
 
+/// Takes a session's words on its attempts; the first message names the session.
+async fn take_results(
+    core: Core,
+    sessions: Sessions,
+    store: Store,
+    node: NodeId,
+    mut stream: Streaming<TaskResultRequest>,
+    out: mpsc::Sender<Result<TaskResultResponse, Status>>,
+) -> Result<(), Status> {
+    let mut next = stream.message().await?;
+    let Some(first) = &next else { return Ok(()) };
+    let live = sessions.check(node, &first.session_id)?;
+    let acks = sessions.take_acks(&live)?;
+    spawn("acknowledgements", speak_acks(live.clone(), acks, out.clone(), store));
+    while let Some(message) = next.take() {
+        for event in message.events {
+            take_event(&core, &sessions, node, event).await?;
+        }
+        next = tokio::select! {
+            message = stream.message() => message?,
+            () = live.over.cancelled() => None,
+            () = out.closed() => None,
+        };
+    }
+    Ok(())
+}
+
 /// Takes one word of an agent on an attempt.
 async fn take_event(
     core: &Core,
@@ -349,46 +362,41 @@ type Append = Pin<Box<dyn Future<Output = OutputAck> + Send>>;
 impl OutputTaker {
     async fn run(
         self,
-        live: Live,
-        first: TaskOutputRequest,
+        sessions: &Sessions,
         mut stream: Streaming<TaskOutputRequest>,
         out: mpsc::Sender<Result<TaskOutputResponse, Status>>,
-    ) {
+    ) -> Result<(), Status> {
+        let mut next = stream.message().await?;
+        let Some(first) = &next else { return Ok(()) };
+        let live = sessions.check(self.node, &first.session_id)?;
         // Whether an attempt is this node's, asked once each.
-        let mut mine: lru::LruCache<AttemptKey, bool> =
-            lru::LruCache::new(std::num::NonZeroUsize::new(1024).expect("not zero"));
+        let mut mine = lru::LruCache::new(ATTEMPTS);
         let (appends, queue) = mpsc::channel::<Append>(APPENDS);
         spawn("output acknowledgements", acknowledge(queue, out.clone()));
-        let mut next = Some(first);
         while let Some(message) = next.take() {
             for chunk in message.chunks {
                 let Ok(attempt) = AttemptKey::try_from(chunk.attempt) else { continue };
-                let known = mine.get(&attempt).copied();
-                let known = match known {
-                    Some(known) => known,
-                    None => match self.store.attempt(attempt).await {
-                        Ok(row) => {
-                            let is_mine = row.is_some_and(|row| row.node == self.node);
-                            mine.put(attempt, is_mine);
-                            is_mine
-                        }
-                        Err(error) => {
-                            let _ = out.send(Err(store_status(error))).await;
-                            return;
-                        }
-                    },
+                let known = match mine.get(&attempt) {
+                    Some(known) => *known,
+                    None => {
+                        let row = self.store.attempt(attempt).await.map_err(store_status)?;
+                        let known = row.is_some_and(|row| row.node == self.node);
+                        mine.put(attempt, known);
+                        known
+                    }
                 };
                 let append = self.append(attempt, chunk.position, chunk.data, known).await;
                 if appends.send(append).await.is_err() {
-                    return;
+                    return Ok(());
                 }
             }
             next = tokio::select! {
-                message = stream.message() => message.unwrap_or_default(),
+                message = stream.message() => message?,
                 () = live.over.cancelled() => None,
                 () = out.closed() => None,
             };
         }
+        Ok(())
     }
 
     /// Puts a piece in order behind those before it; what it gives back waits for the disk.
