@@ -104,7 +104,7 @@ impl Mesh {
     /// A registration with a session of its own.
     pub fn registration(&mut self, node: u32, boot: u32, facts: Facts) -> Registration {
         self.next += 1;
-        let session = SessionId(id(3, self.next));
+        let session = session_id(self.next);
         self.sessions.insert(node, session);
         let record = self.store.nodes.get(&node_id(node)).cloned().unwrap_or_else(|| record(node));
         Registration {
@@ -324,6 +324,10 @@ pub fn node_number(node: NodeId) -> u32 {
 
 pub fn boot_id(node: u32, boot: u32) -> BootId {
     id(2, (u64::from(node) << 16) + u64::from(boot))
+}
+
+pub fn session_id(number: u64) -> SessionId {
+    id(3, number)
 }
 
 pub fn job_id(number: u64) -> JobId {

@@ -1,10 +1,12 @@
-//! The engine's tests: one file per noun.
+//! The engine's tests: one file per noun, and `model.rs`, which plays random histories.
 
+mod agent;
 mod attempts;
 mod cancel;
 mod dag;
 mod jobs;
 mod mesh;
+mod model;
 mod nodes;
 mod place;
 mod restore;

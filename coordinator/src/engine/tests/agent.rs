@@ -1,0 +1,208 @@
+//! An agent in a few lines: what it holds, what it was told, what it tells.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use mesh_proto::ids::{AttemptKey, SessionId};
+
+use super::mesh::{ended, node_id};
+use crate::engine::{
+    effect::{Ack, Say, Verdict},
+    event::{AttemptEnd, Event, Held},
+    types::{Cause, SandboxLevel},
+};
+
+/// An order on the assignment stream.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Start(AttemptKey),
+    Cancel(AttemptKey),
+}
+
+/// An attempt that the agent wrote down.
+#[derive(Clone, Debug)]
+struct Work {
+    cancelled: bool,
+    started: bool,
+    end: Option<Arc<AttemptEnd>>,
+}
+
+#[derive(Debug)]
+pub struct Agent {
+    pub node: u32,
+    pub boot: u32,
+    /// None: it has to register.
+    pub session: Option<SessionId>,
+    /// Its assignment stream is there; only then it hears anything.
+    pub open: bool,
+    /// Whether it sends heartbeats.
+    pub beats: bool,
+    inbox: VecDeque<Order>,
+    held: BTreeMap<AttemptKey, Work>,
+    ran: BTreeSet<AttemptKey>,
+}
+
+impl Agent {
+    pub fn new(node: u32) -> Self {
+        Self {
+            node,
+            boot: 0,
+            session: None,
+            open: false,
+            beats: true,
+            inbox: VecDeque::new(),
+            held: BTreeMap::new(),
+            ran: BTreeSet::new(),
+        }
+    }
+
+    /// The machine restarts: processes are gone, results on disk stay.
+    pub fn reboot(&mut self) {
+        self.boot += 1;
+        self.held.retain(|_, work| work.end.is_some());
+        self.disconnect();
+    }
+
+    /// Its data directory is gone.
+    pub fn forget(&mut self) {
+        self.held.clear();
+        self.ran.clear();
+        self.disconnect();
+    }
+
+    /// What was under way on its streams is lost.
+    pub fn disconnect(&mut self) {
+        self.inbox.clear();
+        self.session = None;
+        self.open = false;
+    }
+
+    pub fn inventory(&self) -> Vec<(AttemptKey, Held)> {
+        let held = |work: &Work| match work {
+            Work { end: Some(_), .. } => Held::Ended,
+            Work { started: true, .. } => Held::Running,
+            Work { .. } => Held::Accepted,
+        };
+        self.held.iter().map(|(attempt, work)| (*attempt, held(work))).collect()
+    }
+
+    /// The answer to a registration.
+    pub fn registered(&mut self, session: SessionId, verdicts: &[(AttemptKey, Verdict)]) {
+        self.session = Some(session);
+        self.open = false;
+        for (attempt, verdict) in verdicts {
+            if *verdict == Verdict::Unknown {
+                self.held.remove(attempt);
+            }
+        }
+    }
+
+    /// What the coordinator says, if it reaches this agent.
+    pub fn hear(&mut self, say: &Say) {
+        let mine = self.session.filter(|_| self.open);
+        match say {
+            Say::Dispatch { node, session, attempt } if *node == node_id(self.node) => {
+                if mine == Some(*session) {
+                    self.inbox.push_back(Order::Start(*attempt));
+                }
+            }
+            Say::Cancel { node, session, attempt, .. } if *node == node_id(self.node) => {
+                if mine == Some(*session) {
+                    self.inbox.push_back(Order::Cancel(*attempt));
+                }
+            }
+            Say::EndSession { node, session } if *node == node_id(self.node) => {
+                if self.session == Some(*session) {
+                    self.disconnect();
+                }
+            }
+            Say::Ack { node, attempt, ack, ended } if *node == node_id(self.node) => {
+                if mine.is_some() && (*ack == Ack::Stale || *ended) {
+                    self.held.remove(attempt);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Obeys everything that was ordered.
+    pub fn obey(&mut self) {
+        for order in std::mem::take(&mut self.inbox) {
+            match order {
+                Order::Start(attempt) => {
+                    let new = Work { cancelled: false, started: false, end: None };
+                    self.held.entry(attempt).or_insert(new);
+                }
+                Order::Cancel(attempt) => {
+                    let Some(work) = self.held.get_mut(&attempt) else { continue };
+                    work.cancelled = true;
+                    if !work.started && work.end.is_none() {
+                        work.end = Some(Arc::new(AttemptEnd::declared(Cause::Cancelled, "before its start")));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts one of the attempts that wait here. An attempt is never started twice.
+    pub fn start(&mut self, pick: usize) -> Result<bool, String> {
+        let waiting: Vec<AttemptKey> = self
+            .held
+            .iter()
+            .filter(|(_, work)| !work.started && work.end.is_none())
+            .map(|(attempt, _)| *attempt)
+            .collect();
+        let Some(attempt) = choose(&waiting, pick) else { return Ok(false) };
+        if let Some(work) = self.held.get_mut(&attempt) {
+            work.started = true;
+        }
+        if self.ran.insert(attempt) { Ok(true) } else { Err(format!("{attempt} started twice")) }
+    }
+
+    /// One of the processes ends.
+    pub fn finish(&mut self, pick: usize, end: AttemptEnd) -> bool {
+        let running: Vec<AttemptKey> = self
+            .held
+            .iter()
+            .filter(|(_, work)| work.started && work.end.is_none())
+            .map(|(attempt, _)| *attempt)
+            .collect();
+        let Some(attempt) = choose(&running, pick) else { return false };
+        if let Some(work) = self.held.get_mut(&attempt) {
+            let end = if work.cancelled && !end.is_success() { ended(Cause::Cancelled) } else { end };
+            work.end = Some(Arc::new(end));
+        }
+        true
+    }
+
+    /// What it would tell of an attempt: its start, or its end if there is one and `end` is asked.
+    pub fn word(&self, pick: usize, end: bool) -> Option<Event> {
+        let node = node_id(self.node);
+        let held: Vec<AttemptKey> = self.held.keys().copied().collect();
+        let attempt = choose(&held, pick)?;
+        let work = self.held.get(&attempt)?;
+        match &work.end {
+            Some(told) if end || !work.started => {
+                Some(Event::AttemptEnded { node, attempt, end: Arc::clone(told) })
+            }
+            _ if work.started => Some(Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic }),
+            _ => None,
+        }
+    }
+
+    /// Every word that it has to tell.
+    pub fn words(&self) -> Vec<Event> {
+        (0..self.held.len()).filter_map(|pick| self.word(pick, true)).collect()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.inbox.is_empty()
+    }
+}
+
+/// One of several, by any number.
+pub fn choose<T: Copy>(from: &[T], pick: usize) -> Option<T> {
+    from.get(pick.checked_rem(from.len())?).copied()
+}
