@@ -1,12 +1,12 @@
 //! The engine's memory from the store: what a start, a rebuild and later a failover read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_proto::ids::{BootId, JobId, JobNumber, NodeId, TaskKey};
 
 use super::{
     event::{NewDefinition, NodeRecord},
-    job::Job,
+    job::{Definition, Job},
     machine::Engine,
     node::Node,
     ranges::Elements,
@@ -151,10 +151,15 @@ impl Engine {
         for task in 0..tasks {
             self.requeue(number, task);
         }
-        // What was read is what is stored; a job that is over but was not marked so is settled.
+        // What was read is what is stored, but for two things: a job that is over and was not
+        // marked so, and tasks that were done with their backoff, which wrote no row but counts.
         self.dirty.remove(&number);
-        if self.jobs.get(&number).is_some_and(|job| job.counts().unfinished() == 0) {
-            self.dirty.entry(number).or_default();
+        let Some(job) = self.jobs.get(&number) else { return };
+        let waits = |definition: &Definition| definition.counts[TaskState::Retrying] > 0;
+        let recount: BTreeSet<u32> =
+            (0..tasks).filter(|task| job.definition(*task).is_some_and(waits)).collect();
+        if !recount.is_empty() || job.counts().unfinished() == 0 {
+            self.dirty.insert(number, recount);
         }
     }
 

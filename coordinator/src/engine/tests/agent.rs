@@ -101,29 +101,31 @@ impl Agent {
 
     /// What the coordinator says, if it reaches this agent.
     pub fn hear(&mut self, say: &Say) {
-        let mine = self.session.filter(|_| self.open);
+        let here = node_id(self.node);
+        let heard = self.session.filter(|_| self.open);
         match say {
-            Say::Dispatch { node, session, attempt } if *node == node_id(self.node) => {
-                if mine == Some(*session) {
-                    self.inbox.push_back(Order::Start(*attempt));
-                }
+            Say::Dispatch { node, session, attempt } if *node == here && heard == Some(*session) => {
+                self.inbox.push_back(Order::Start(*attempt));
             }
-            Say::Cancel { node, session, attempt, .. } if *node == node_id(self.node) => {
-                if mine == Some(*session) {
-                    self.inbox.push_back(Order::Cancel(*attempt));
-                }
+            Say::Cancel { node, session, attempt, .. } if *node == here && heard == Some(*session) => {
+                self.inbox.push_back(Order::Cancel(*attempt));
             }
-            Say::EndSession { node, session } if *node == node_id(self.node) => {
-                if self.session == Some(*session) {
-                    self.disconnect();
-                }
+            Say::EndSession { node, session } if *node == here && self.session == Some(*session) => {
+                self.disconnect();
             }
-            Say::Ack { node, attempt, ack, ended } if *node == node_id(self.node) => {
-                if mine.is_some() && (*ack == Ack::Stale || *ended) {
-                    self.held.remove(attempt);
-                }
+            Say::Ack { node, attempt, ack, ended }
+                if *node == here && heard.is_some() && (*ack == Ack::Stale || *ended) =>
+            {
+                self.held.remove(attempt);
             }
-            _ => {}
+            Say::Dispatch { .. }
+            | Say::Cancel { .. }
+            | Say::EndSession { .. }
+            | Say::Ack { .. }
+            | Say::Reply(..)
+            | Say::JobChanged(_)
+            | Say::Ended { .. }
+            | Say::Placed { .. } => {}
         }
     }
 
@@ -161,20 +163,21 @@ impl Agent {
         if self.ran.insert(attempt) { Ok(true) } else { Err(format!("{attempt} started twice")) }
     }
 
-    /// One of the processes ends.
-    pub fn finish(&mut self, pick: usize, end: AttemptEnd) -> bool {
-        let running: Vec<AttemptKey> = self
-            .held
+    /// The processes that run, and whether their end was ordered.
+    pub fn running(&self) -> Vec<(AttemptKey, bool)> {
+        self.held
             .iter()
             .filter(|(_, work)| work.started && work.end.is_none())
-            .map(|(attempt, _)| *attempt)
-            .collect();
-        let Some(attempt) = choose(&running, pick) else { return false };
+            .map(|(attempt, work)| (*attempt, work.cancelled))
+            .collect()
+    }
+
+    /// A process ends; after an order to do so, by it, unless it had done its work.
+    pub fn finish(&mut self, attempt: AttemptKey, end: AttemptEnd) {
         if let Some(work) = self.held.get_mut(&attempt) {
             let end = if work.cancelled && !end.is_success() { ended(Cause::Cancelled) } else { end };
             work.end = Some(Arc::new(end));
         }
-        true
     }
 
     /// What it would tell of an attempt: its start, or its end if there is one and `end` is asked.

@@ -112,6 +112,25 @@ fn a_reboot_loses_what_ran() {
     assert_eq!(mesh.store.nodes[&node_id(0)].boot, Some(boot_id(0, 1)));
 }
 
+/// The process may have started just before the machine went down: only a new attempt tells
+/// the two apart.
+#[test]
+fn a_reboot_loses_what_was_only_assigned() {
+    let mut mesh = Mesh::with_nodes(1);
+    let number = mesh.submit(job(vec![task("a")]));
+    let first = mesh.current(key(number, 0, 0));
+    mesh.rejoin(0, 1, &[]);
+    assert_eq!(cause(&mesh, first), Some(Cause::Lost));
+    assert_eq!(mesh.current(first.task).number, 2);
+}
+
+#[test]
+fn what_is_left_of_an_older_boot_is_not_kept() {
+    let (mut mesh, attempt) = running();
+    let verdicts = mesh.rejoin(0, 1, &[(attempt, Held::Ended)]);
+    assert_eq!(verdicts[&attempt], Verdict::Unknown, "its files may not have reached the disk");
+}
+
 #[test]
 fn a_running_attempt_that_the_agent_forgot_is_lost() {
     let (mut mesh, attempt) = running();

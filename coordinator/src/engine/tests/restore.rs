@@ -217,6 +217,32 @@ fn a_backoff_goes_on_after_a_rebuild() {
     assert_eq!(mesh.job_state(number), JobState::Failed, "its failures are remembered");
 }
 
+/// A backoff that is over writes no row, so the rebuilt engine lets it begin anew; its counts
+/// must then say so too.
+#[test]
+fn counts_follow_a_backoff_that_begins_anew() {
+    let mut mesh = Mesh::with_nodes(1);
+    let retry = Retry { attempts: 2, ..task("a").retry };
+    let number = mesh.submit(job(vec![NewDefinition { retry, ..task("a") }, task("b")]));
+    mesh.end_task(key(number, 0, 0), failed());
+    mesh.pass(1_000, &[0]);
+    assert_eq!(mesh.counts(number)[TaskState::Queued], 1, "b has the node");
+    rebuild(&mut mesh);
+    mesh.batch(&[]);
+    assert_eq!(mesh.counts(number)[TaskState::Retrying], 1);
+}
+
+#[test]
+fn losses_are_remembered() {
+    let mut mesh = Mesh::with_nodes(1);
+    let retry = Retry { max_lost: 1, ..task("a").retry };
+    let number = mesh.submit(job(vec![NewDefinition { retry, ..task("a") }]));
+    mesh.rejoin(0, 1, &[]);
+    rebuild(&mut mesh);
+    mesh.rejoin(0, 2, &[]);
+    assert_eq!(mesh.job_state(number), JobState::Failed, "the second loss");
+}
+
 #[test]
 fn keys_numbers_and_cordons_survive() {
     let mut mesh = Mesh::with_nodes(1);
