@@ -6,18 +6,32 @@
 
 mod write;
 
-use std::{collections::HashMap, io::IsTerminal as _};
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    io::IsTerminal as _,
+    pin::pin,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use mesh_proto::v1::{self, OutputStream};
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 pub use self::write::{Descriptors, Style, Writer};
 use crate::{
     client::{Client, Patience},
     error::CliError,
-    output::Out,
+    output::{Out, note},
     reference::Selection,
+    watch,
 };
+
+/// How long the log may end before its job does.
+const ENDED_AHEAD: Duration = Duration::from_secs(1);
+/// How long the log of a job that has ended may say nothing and not end.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Whose output is wanted.
 #[derive(Clone, Debug, Default)]
@@ -57,25 +71,14 @@ pub fn style(out: Out, count: u64, to: Descriptors) -> Style {
     }
 }
 
-/// Writes the output that is wanted, and with `follow` what is still to come. A lost
-/// connection is taken up again: nothing is written twice.
-pub async fn stream(client: &Client, request: &Request, writer: &mut Writer) -> Result<(), CliError> {
-    let mut patience = if request.follow { Patience::endless(client) } else { Patience::short(client) };
-    let mut positions = Positions::default();
-    let result = loop {
-        match once(client, request, writer, &mut positions, &mut patience).await {
-            Ok(()) => break Ok(()),
-            Err(Broken::Local(error)) => break Err(error),
-            Err(Broken::Remote(status)) => {
-                if let Err(error) = patience.failed(status).await {
-                    break Err(error);
-                }
-            }
-        }
-    };
-    // What is held back of a last line is output too.
-    let finished = writer.finish();
-    result.and(finished)
+/// Reads one job's output; remembers how far it came, so that a lost connection is taken up
+/// again and nothing is written twice.
+struct Reader<'a> {
+    client: &'a Client,
+    request: Request,
+    positions: Positions,
+    /// When the last of it came.
+    latest: Rc<Cell<Instant>>,
 }
 
 enum Broken {
@@ -83,23 +86,96 @@ enum Broken {
     Remote(Status),
 }
 
-async fn once(
+impl<'a> Reader<'a> {
+    fn new(client: &'a Client, request: Request, latest: Rc<Cell<Instant>>) -> Self {
+        Self { client, request, positions: Positions::default(), latest }
+    }
+
+    /// Writes the output that is wanted, and with `follow` what is still to come.
+    async fn read(&mut self, writer: &mut Writer) -> Result<(), CliError> {
+        let patience = if self.request.follow { Patience::endless } else { Patience::short };
+        let mut patience = patience(self.client);
+        let result = loop {
+            match self.once(writer, &mut patience).await {
+                Ok(()) => break Ok(()),
+                Err(Broken::Local(error)) => break Err(error),
+                Err(Broken::Remote(status)) => {
+                    if let Err(error) = patience.failed(status).await {
+                        break Err(error);
+                    }
+                }
+            }
+        };
+        // What is held back of a last line is output too.
+        let finished = writer.finish();
+        result.and(finished)
+    }
+
+    async fn once(&mut self, writer: &mut Writer, patience: &mut Patience<'_>) -> Result<(), Broken> {
+        let request = self.request.message();
+        let mut stream = self.client.jobs().stream_logs(request).await.map_err(Broken::Remote)?.into_inner();
+        while let Some(message) = stream.message().await.map_err(Broken::Remote)? {
+            patience.succeeded();
+            self.latest.set(Instant::now());
+            for chunk in message.chunks {
+                if let Some(chunk) = self.positions.fresh(chunk) {
+                    writer.chunk(&chunk).map_err(Broken::Local)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes the output that is wanted, once.
+pub async fn stream(client: &Client, request: Request, writer: &mut Writer) -> Result<(), CliError> {
+    Reader::new(client, request, Rc::new(Cell::new(Instant::now()))).read(writer).await
+}
+
+/// Follows the output until the job has ended and its output is all there. `seen` gets each
+/// state of the job.
+pub async fn until_done(
     client: &Client,
-    request: &Request,
+    request: Request,
     writer: &mut Writer,
-    positions: &mut Positions,
-    patience: &mut Patience<'_>,
-) -> Result<(), Broken> {
-    let mut stream = client.jobs().stream_logs(request.message()).await.map_err(Broken::Remote)?.into_inner();
-    while let Some(message) = stream.message().await.map_err(Broken::Remote)? {
-        patience.succeeded();
-        for chunk in message.chunks {
-            if let Some(chunk) = positions.fresh(chunk) {
-                writer.chunk(&chunk).map_err(Broken::Local)?;
+    seen: impl FnMut(&v1::Job),
+) -> Result<v1::Job, CliError> {
+    let watching = watch::until_done(client, request.job, seen);
+    let mut watching = pin!(watching);
+    let latest = Rc::new(Cell::new(Instant::now()));
+    let mut reader = Reader::new(client, request, Rc::clone(&latest));
+    loop {
+        let mut reading = pin!(reader.read(writer));
+        tokio::select! {
+            result = &mut reading => {
+                result?;
+                // Nearly always the job has ended now. If not, the coordinator let go too early.
+                if let Ok(job) = timeout(ENDED_AHEAD, &mut watching).await {
+                    return job;
+                }
+            }
+            job = &mut watching => {
+                let job = job?;
+                latest.set(Instant::now());
+                tokio::select! {
+                    result = reading => result?,
+                    () = silence(&latest) => note("the rest of the output does not come: left out"),
+                }
+                return Ok(job);
             }
         }
     }
-    Ok(())
+}
+
+/// Ends when nothing came for [`SILENCE`].
+async fn silence(latest: &Cell<Instant>) {
+    loop {
+        let left = SILENCE.saturating_sub(latest.get().elapsed());
+        if left.is_zero() {
+            return;
+        }
+        sleep(left).await;
+    }
 }
 
 /// How far each stream was written, so that a second reading of it adds nothing.

@@ -50,7 +50,7 @@ pub async fn run(context: &Context, args: &Args) -> Result<u8, CliError> {
     };
     let mut interrupts = Interrupts::new().map_err(|error| CliError::io("signals", error))?;
     tokio::select! {
-        result = logs::stream(&client, &request, &mut writer) => result?,
+        result = logs::stream(&client, request, &mut writer) => result?,
         () = interrupts.next() => return Err(CliError::Interrupted(String::new())),
     }
     Ok(0)

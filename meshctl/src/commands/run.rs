@@ -131,7 +131,7 @@ pub async fn run(context: &Context, args: Args) -> Result<u8, CliError> {
     };
     let mut writer = Writer::new(logs::style(out, 1, Descriptors::Own), Descriptors::Own);
     let ended = tokio::select! {
-        ended = submit::follow_until_done(&client, &request, &mut writer) => ended,
+        ended = logs::until_done(&client, request, &mut writer, |_| {}) => ended,
         () = interrupts.next() => return give_up(&client, out, number, &mut interrupts).await,
     };
     let job = match ended {

@@ -144,22 +144,5 @@ async fn follow(client: &Client, out: Out, number: u64) -> Result<v1::Job, CliEr
         follow: true,
         ..Request::default()
     };
-    follow_until_done(client, &request, &mut writer).await
-}
-
-/// Follows the output until the job has ended and its output is all there.
-pub async fn follow_until_done(
-    client: &Client,
-    request: &Request,
-    writer: &mut Writer,
-) -> Result<v1::Job, CliError> {
-    let logs = async {
-        match logs::stream(client, request, writer).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(error),
-        }
-    };
-    let job = watch::until_done(client, request.job, |_| {});
-    let (job, ()) = tokio::try_join!(job, logs)?;
-    Ok(job)
+    logs::until_done(client, request, &mut writer, |_| {}).await
 }
