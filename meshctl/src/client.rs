@@ -8,10 +8,14 @@ use std::{
     env,
     future::Future,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use mesh_certs::{ChannelOptions, ClientTls, Credential, LastError};
+use mesh_certs::{ChannelOptions, ClientTls, ConnectError, Credential, LastError};
 use mesh_proto::{
     code::{CODE_HEADER, Code, RETRY_AFTER_HEADER},
     limits,
@@ -23,12 +27,14 @@ use mesh_proto::{
 use tokio::time::{sleep, timeout};
 use tonic::{Response, Status, transport::Channel};
 
-use crate::error::CliError;
+use crate::{error::CliError, output::note};
 
 /// How long a single call is tried again when the coordinator does not answer.
 const SHORT: Duration = Duration::from_secs(3);
 /// How long a single call may take.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Being away for so long is not worth a word.
+const UNNOTICED: Duration = Duration::from_millis(500);
 /// Between two tries: at first, and at most.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(2);
@@ -57,6 +63,8 @@ pub struct Client {
     channel: Channel,
     last: LastError,
     tried: String,
+    /// The person was told that the coordinator is away: once, whoever notices first.
+    away: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -71,7 +79,7 @@ impl Client {
         }
         let tried = endpoints.join(", ");
         let (channel, last) = mesh_certs::channel(endpoints, tls, ChannelOptions::default());
-        Ok(Self { channel, last, tried })
+        Ok(Self { channel, last, tried, away: Arc::default() })
     }
 
     pub fn jobs(&self) -> JobsClient<Channel> {
@@ -127,7 +135,15 @@ impl Client {
         }
         match self.last.get() {
             Some(error) if error.is_rejection() => CliError::Rejected(error.to_string()),
-            Some(error) => CliError::Unreachable { tried: self.tried.clone(), reason: error.to_string() },
+            Some(error) => CliError::Unreachable {
+                tried: self.tried.clone(),
+                reason: match &*error {
+                    ConnectError::Unreachable { endpoint, problem } if *endpoint == self.tried => {
+                        problem.clone()
+                    }
+                    error => error.to_string(),
+                },
+            },
             None => CliError::Unreachable { tried: self.tried.clone(), reason: message_of(&status) },
         }
     }
@@ -165,18 +181,17 @@ pub struct Patience<'a> {
     limit: Option<Duration>,
     since: Option<Instant>,
     delay: Duration,
-    told: bool,
 }
 
 impl<'a> Patience<'a> {
     /// For what a person waits for at the prompt.
     pub fn short(client: &'a Client) -> Self {
-        Self { client, limit: Some(SHORT), since: None, delay: FIRST_DELAY, told: false }
+        Self { client, limit: Some(SHORT), since: None, delay: FIRST_DELAY }
     }
 
     /// For what goes on for as long as a job does.
     pub fn endless(client: &'a Client) -> Self {
-        Self { client, limit: None, since: None, delay: FIRST_DELAY, told: false }
+        Self { client, limit: None, since: None, delay: FIRST_DELAY }
     }
 
     /// Sleeps until the next try, or says that there is none.
@@ -190,9 +205,11 @@ impl<'a> Patience<'a> {
             return Err(error);
         }
         // A restart that is over in a moment is nobody's concern.
-        if self.limit.is_none() && !self.told && since.elapsed() > Duration::from_millis(500) {
-            self.told = true;
-            eprintln!("meshctl: {error}; trying again");
+        if self.limit.is_none()
+            && since.elapsed() > UNNOTICED
+            && !self.client.away.swap(true, Ordering::Relaxed)
+        {
+            note(&format!("{error}; trying again"));
         }
         let asked = status
             .metadata()
@@ -206,11 +223,10 @@ impl<'a> Patience<'a> {
 
     /// It went well: the next failure is a new one.
     pub fn succeeded(&mut self) {
-        if self.told {
-            eprintln!("meshctl: the coordinator answers again");
+        if self.client.away.swap(false, Ordering::Relaxed) {
+            note("the coordinator answers again");
         }
         self.since = None;
-        self.told = false;
         self.delay = FIRST_DELAY;
     }
 }

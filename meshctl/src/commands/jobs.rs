@@ -102,8 +102,10 @@ pub async fn wait(context: &Context, args: &WaitArgs) -> Result<u8, CliError> {
         // `last` and UUIDs become numbers at once: a later job shall not take their place.
         let numbers = try_join_all(args.ids.iter().map(|id| watch::get(&client, &id.0))).await?;
         let client = &client;
+        // Several bars would overwrite each other.
+        let bar = Out { progress: context.out.progress && numbers.len() == 1, ..context.out };
         try_join_all(numbers.iter().map(|job| async move {
-            let job = until_done(client, context.out, job.number).await?;
+            let job = until_done(client, bar, job.number).await?;
             if !context.out.is_json() {
                 output::line(&format!("{} {}", job.number, job.state().upper()))?;
             }

@@ -227,7 +227,11 @@ async fn how_it_ended(client: &Client, out: Out, job: &v1::Job) -> Result<u8, Cl
     };
     let status = exit_status(task);
     if task.cause() != Cause::Exit {
-        let why = if task.message.is_empty() { &job.reason } else { &task.message };
+        // The job's reason only repeats how its task ended, unless somebody cancelled it.
+        let why = match task.cause() {
+            Cause::Cancelled if task.message.is_empty() => &job.reason,
+            _ => &task.message,
+        };
         let why = names::escape(why);
         let colon = if why.is_empty() { "" } else { ": " };
         output::note(&format!("job {}: {}{colon}{why}", job.number, table::cause(task)));
