@@ -308,7 +308,7 @@ impl Config {
                 connect_timeout: time("connect_timeout", file.connect_timeout, 5_000)?,
                 keepalive_interval: time("keepalive_interval", file.keepalive_interval, 5_000)?,
                 keepalive_timeout: time("keepalive_timeout", file.keepalive_timeout, 5_000)?,
-                output_poll: time("output_poll", file.output_poll, 50)?,
+                output_poll: time("output_poll", file.output_poll, 20)?,
                 progress_poll: time("progress_poll", file.progress_poll, 250)?,
             },
             limits: Limits {

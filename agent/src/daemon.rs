@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chrono::Utc;
 use mesh_certs::{ChannelOptions, ClientCert, ClientTls, channel};
+use mesh_proto::ids::NodeId;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -22,7 +23,7 @@ use crate::attempts::Input;
 use crate::backoff::Backoff;
 use crate::blobs::{Blobs, Cache};
 use crate::config::{Config, Flags};
-use crate::datadir::DataDir;
+use crate::datadir::{DataDir, DataDirError, stop_daemon};
 use crate::enroll;
 use crate::facts::{self, Machine};
 use crate::hub::Hub;
@@ -37,6 +38,15 @@ use crate::seen::Seen;
 use crate::session::Session;
 use crate::spawn::spawn;
 use crate::{http, token};
+
+/// The line that says that the node is registered.
+#[derive(serde::Serialize)]
+struct ReadyLine<'a> {
+    ready: bool,
+    node: NodeId,
+    name: &'a str,
+    http: Option<String>,
+}
 
 /// The cache's bound when none is given.
 const MAX_CACHE: u64 = 10 << 30;
@@ -108,12 +118,12 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
     let mut is_ready = ready.subscribe();
     let (drain, draining) = watch::channel(false);
     let seen = Arc::new(Seen::load(data.path.join("seen.json")));
-    let line = serde_json::json!({
-        "ready": true,
-        "node": identity.node.node,
-        "name": identity.node.name,
-        "http": bound.map(|address| address.to_string()),
-    });
+    let line = serde_json::to_string(&ReadyLine {
+        ready: true,
+        node: identity.node.node,
+        name: &identity.node.name,
+        http: bound.map(|address| address.to_string()),
+    })?;
     let is_closed = watch::Sender::new(false);
     let mut closed = is_closed.subscribe();
     let session = Session {
@@ -183,7 +193,38 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
     }
     seen.keep();
     jail.shutdown().await.context("the jail does not end")?;
+    data.remove_work_root();
     info!("stopped");
+    Ok(())
+}
+
+/// `agent stop`: stops the daemon of a data directory, or what it left behind when there is none.
+pub async fn stop(flags: &Flags, kill: bool) -> anyhow::Result<()> {
+    let dir = Config::load(flags)?.data_dir;
+    let (path, stopped) = tokio::task::spawn_blocking(move || {
+        let stopped = stop_daemon(&dir, kill);
+        (dir, stopped)
+    })
+    .await?;
+    match stopped {
+        Err(DataDirError::NotRunning(_)) => {}
+        stopped => return Ok(stopped?),
+    }
+    // Nobody holds the directory: tasks may still run on under the jail.
+    let Ok((client, mut events)) = jail::Client::connect(&path.join("jail")).await else {
+        return Err(DataDirError::NotRunning(path).into());
+    };
+    let living =
+        client.list().await?.iter().filter(|task| !matches!(task.state, jail::State::Ended(_))).count();
+    if living > 0 && !kill {
+        anyhow::bail!(
+            "no agent runs on {}, but {living} of its tasks run on: start it to take them up, or end them with \
+             agent stop --kill",
+            path.display()
+        );
+    }
+    client.shutdown(true).await?;
+    while events.recv().await.is_some() {}
     Ok(())
 }
 

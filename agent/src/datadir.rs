@@ -85,8 +85,7 @@ impl DataDir {
     pub fn work_root(&self, root: bool) -> Result<PathBuf, DataDirError> {
         let inside = self.path.join("attempts");
         let Some(closed) = closed_to_others(&inside).filter(|_| root) else { return Ok(inside) };
-        let mark = Digest::of(self.path.as_os_str().as_encoded_bytes()).to_string();
-        let outside = PathBuf::from("/var/tmp").join(format!("mesh-agent-{}", &mark[..16]));
+        let outside = self.outside();
         match fs::DirBuilder::new().mode(0o711).create(&outside) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -108,6 +107,17 @@ impl DataDir {
             "other users cannot reach the data directory: work directories go elsewhere"
         );
         Ok(outside)
+    }
+
+    fn outside(&self) -> PathBuf {
+        let mark = Digest::of(self.path.as_os_str().as_encoded_bytes()).to_string();
+        PathBuf::from("/var/tmp").join(format!("mesh-agent-{}", &mark[..16]))
+    }
+
+    /// Leaves nothing elsewhere when there is nothing left to keep.
+    pub fn remove_work_root(&self) {
+        // Not there, most of the time; not empty, when an end could not be told.
+        let _ = fs::remove_dir(self.outside());
     }
 }
 

@@ -1,10 +1,11 @@
 //! The `agent` binary: the jail when asked for it, before any thread exists; else the daemon and
 //! the commands around it.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use agent::config::{Cli, Command, Config};
-use agent::{daemon, datadir, logging};
+use agent::config::{Cli, Command};
+use agent::{daemon, logging};
 use clap::Parser as _;
 
 fn main() -> ExitCode {
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("agent: {error:#}");
+    let _unheard = writeln!(std::io::stderr(), "agent: {error:#}");
     ExitCode::FAILURE
 }
 
@@ -37,10 +38,7 @@ async fn command(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Join { token, flags } => daemon::join(&flags, &token).await?,
         Command::Run { join, flags } => daemon::run(&flags, join).await?,
-        Command::Stop { kill, flags } => {
-            let dir = Config::load(&flags)?.data_dir;
-            tokio::task::spawn_blocking(move || datadir::stop_daemon(&dir, kill)).await??;
-        }
+        Command::Stop { kill, flags } => daemon::stop(&flags, kill).await?,
         Command::Check { flags } => {
             if !daemon::check(&flags).await? {
                 return Ok(ExitCode::FAILURE);

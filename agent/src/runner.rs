@@ -482,9 +482,10 @@ fn of_record(record: &ExitRecord, stop: Option<Stop>) -> Ended {
         ExitCause::Signalled(_) => (Cause::Signal, String::new()),
         ExitCause::TimedOut => (Cause::Timeout, "it ran longer than its timeout".to_owned()),
         ExitCause::Killed => match stop {
-            Some(Stop::Shutdown) => (Cause::Infra, "the agent was stopped with its tasks".to_owned()),
-            // None: a daemon before this one passed a cancel on.
-            Some(Stop::Cancel | Stop::Discard) | None => (Cause::Cancelled, "cancelled".to_owned()),
+            // None: an operator ended it while no daemon ran, or nobody took it up in time. A cancel
+            // that a daemon before this one passed on is known to the coordinator anyway.
+            Some(Stop::Shutdown) | None => (Cause::Infra, "the agent was stopped with its tasks".to_owned()),
+            Some(Stop::Cancel | Stop::Discard) => (Cause::Cancelled, "cancelled".to_owned()),
         },
         ExitCause::SpawnFailed(why) => (Cause::Infra, format!("the process could not be started: {why}")),
         ExitCause::OutputLost(why) => (Cause::Infra, format!("its output could not be kept: {why}")),

@@ -2,8 +2,9 @@
 //! until it is back; whoever waits can give up by dropping the future.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -98,6 +99,7 @@ impl Blobs {
                 Ok(()) => {
                     // Once is an accident.
                     corrupt = true;
+                    drop(part);
                     part = Part::open(&self.cache, digest)?;
                 }
                 Err(Failure::Disk(error)) => return Err(error.into()),
@@ -188,6 +190,7 @@ impl Blobs {
 
 /// A download on disk that is not verified yet.
 struct Part {
+    path: PathBuf,
     file: File,
     hasher: Hasher,
     size: u64,
@@ -196,8 +199,9 @@ struct Part {
 impl Part {
     fn open(cache: &Cache, digest: Digest) -> io::Result<Self> {
         let mut options = File::options();
-        let file = options.write(true).create(true).truncate(true).open(cache.part(digest))?;
-        Ok(Self { file, hasher: Hasher::default(), size: 0 })
+        let path = cache.part(digest);
+        let file = options.write(true).create(true).truncate(true).open(&path)?;
+        Ok(Self { path, file, hasher: Hasher::default(), size: 0 })
     }
 
     fn add(&mut self, piece: &[u8]) -> io::Result<()> {
@@ -210,6 +214,13 @@ impl Part {
 
     fn is(&self, digest: Digest, size: u64) -> bool {
         self.size == size && self.hasher.clone().finish() == digest
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // A download that was given up must not fill the disk; a whole one has another name by now.
+        let _ = fs::remove_file(&self.path);
     }
 }
 

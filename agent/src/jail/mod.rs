@@ -29,6 +29,8 @@
 //! - No task has uid 0, and no level is quietly replaced by a weaker one.
 //! - Nothing of a task is alive when its end is told.
 
+use std::io::Write as _;
+
 pub mod client;
 mod clock;
 mod conn;
@@ -53,5 +55,7 @@ pub use record::{RecordError, read_exit_record};
 
 /// A line for the operator, on the jail's stderr (its log once it is detached).
 fn log(line: &str) {
-    eprintln!("{} mesh-jail[{}]: {line}", chrono::Utc::now().to_rfc3339(), std::process::id());
+    let stamp = chrono::Utc::now().to_rfc3339();
+    // Not `eprintln!`: a log on a full disk must not end the jail and every task with it.
+    let _unheard = writeln!(std::io::stderr(), "{stamp} mesh-jail[{}]: {line}", std::process::id());
 }

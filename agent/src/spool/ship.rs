@@ -46,8 +46,12 @@ pub async fn ship(hub: &Arc<Hub>, session_id: &str, window: u64) -> Status {
     let mut tick = tokio::time::interval(hub.context().config.timings.output_poll);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        // An idle node looks at nothing.
+        let changed = hub.changed.notified();
+        let idle = hub.shippable().is_empty();
         tokio::select! {
-            _ = tick.tick() => {}
+            _ = tick.tick(), if !idle => {}
+            () = changed, if idle => {}
             answer = acks.message() => match answer {
                 Ok(Some(answer)) => shipper.acked(answer),
                 Ok(None) => return Code::Unavailable.status("the coordinator ended the output stream"),

@@ -220,3 +220,60 @@ async fn tasks_are_not_root_and_do_not_see_the_agents_files() {
     let uid = fake.state().blobs[&ended.outputs[0].digest].clone();
     assert_ne!(String::from_utf8_lossy(&uid).trim(), "0");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_others_cannot_reach_serves_as_well() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let fake = Fake::start();
+    let mut agent = Agent::join_in(&fake, dir, &[]).await;
+    let mut task = script(0, "cd \"$HOME\"; cat < in > out.txt; echo '50 half' > \"$MESH_PROGRESS\"");
+    task.inputs = vec![input(&fake, "in", b"content", false)];
+    task.outputs = vec!["out.txt".into()];
+    let ended = end_of(&fake, task).await;
+    assert_eq!((ended.cause(), ended.exit_code), (Cause::Exit, 0), "{ended:?}");
+    assert_eq!(ended.outputs[0].digest, Digest::of(b"content").to_vec());
+    agent.removed(key(0)).await;
+    assert!(agent.call("stop", &[]).await.status.success());
+    assert!(agent.gone().await.success());
+}
+
+/// A small filesystem of the test's own fills up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_the_nodes_fault_and_the_node_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = |args: &[&str]| {
+        let done = std::process::Command::new(args[0]).args(&args[1..]).arg(dir.path()).output();
+        done.is_ok_and(|output| output.status.success())
+    };
+    if !mount(&["mount", "-t", "tmpfs", "-o", "size=3m,mode=755", "none"]) {
+        eprintln!("skipped: a filesystem cannot be mounted here (not root)");
+        return;
+    }
+    let mounted = dir.path().to_owned();
+    let _unmount = Unmount(mounted);
+    let fake = Fake::start();
+    let agent = Agent::join_in(&fake, dir, &["--slots", "2"]).await;
+    let content = vec![7; 4_000_000];
+    let mut task = script(0, "true");
+    task.inputs = vec![input(&fake, "in", &content, false)];
+    let ended = end_of(&fake, task).await;
+    assert_eq!(ended.cause(), Cause::Infra, "{ended:?}");
+    let ended = end_of(&fake, script(1, "head -c 8000000 /dev/urandom; sleep 60")).await;
+    assert_eq!(ended.cause(), Cause::Infra, "{ended:?}");
+    let beats = fake.state().heartbeats.len();
+    fake.wait("heartbeats", |state| (state.heartbeats.len() > beats + 2).then_some(())).await;
+    agent.removed(key(1)).await;
+    assert_eq!(end_of(&fake, script(2, "echo fine")).await.cause(), Cause::Exit, "room was made again");
+    assert_eq!(fake.state().registrations.len(), 1);
+}
+
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        // Lazily: the agent's processes end a moment later.
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}

@@ -44,6 +44,8 @@ pub struct State {
     pub kill: Vec<AttemptKey>,
     pub epoch: u64,
     pub refuse: Option<(Code, &'static str)>,
+    /// Answer heartbeats that nothing can be served now.
+    pub busy: bool,
     pub window: u32,
     /// Output that came beyond the window.
     pub overrun: bool,
@@ -90,6 +92,7 @@ impl Fake {
             kill: vec![],
             epoch: 5,
             refuse: None,
+            busy: false,
             window: 1 << 20,
             overrun: false,
             listed: vec![],
@@ -303,10 +306,13 @@ impl Node for Fake {
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let leader = self.leader();
-        let token = self.change(|state| {
+        let (token, busy) = self.change(|state| {
             state.heartbeats.push(request.into_inner());
-            1000 + state.heartbeats.len() as u64
+            (1000 + state.heartbeats.len() as u64, state.busy)
         });
+        if busy {
+            return Err(Code::Unavailable.status("recovering"));
+        }
         Ok(Response::new(v1::HeartbeatResponse { token, leader: Some(leader) }))
     }
 

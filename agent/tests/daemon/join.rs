@@ -4,9 +4,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use mesh_certs::Pin;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use crate::fake::Fake;
-use crate::process::{Agent, key, script, try_join};
+use crate::process::{Agent, key, script, try_join, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_bad_token_is_told_apart_and_a_wrong_pin_gives_nothing_away() {
@@ -62,4 +64,29 @@ async fn certificates_are_renewed_in_time_with_streams_unbroken() {
     fake.crash();
     fake.come_back().await;
     fake.registered(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_certificate_expired_joins_again_with_its_key() {
+    let fake = Fake::start();
+    fake.state().cert_life = Duration::from_secs(2);
+    let mut agent = Agent::join(&fake, &[]).await;
+    let node = agent.ready["node"].clone();
+    let key = std::fs::read(agent.data().join("identity/key.pem")).unwrap();
+    agent.kill9().await;
+    let pem = std::fs::read(agent.data().join("identity/cert.pem")).unwrap();
+    let cert = CertificateDer::from_pem_slice(&pem).unwrap();
+    let end: std::time::SystemTime = mesh_certs::not_after(&cert).unwrap().into();
+    until("its expiry", || std::time::SystemTime::now() > end).await;
+    let output = agent.call("run", &[]).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(said.contains("expired") && said.contains("agent run --join TOKEN"), "{said}");
+    {
+        let mut state = fake.state();
+        (state.uses, state.cert_life) = (1, Duration::from_hours(1));
+    }
+    agent.start(Some(&fake.token_text())).await;
+    assert_eq!(agent.ready["node"], node);
+    assert_eq!(std::fs::read(agent.data().join("identity/key.pem")).unwrap(), key);
 }

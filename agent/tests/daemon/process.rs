@@ -23,7 +23,11 @@ pub struct Agent {
 impl Agent {
     /// An agent that joined `fake` and is registered.
     pub async fn join(fake: &Fake, args: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::join_in(fake, tempfile::tempdir().unwrap(), args).await
+    }
+
+    /// The same, with its data directory in `dir`.
+    pub async fn join_in(fake: &Fake, dir: tempfile::TempDir, args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect();
         let mut agent = Self { dir, child: None, args, ready: serde_json::Value::Null };
         agent.start(Some(&fake.token_text())).await;

@@ -1,5 +1,7 @@
 //! The standing with the coordinator: registering, breaking, coming back.
 
+use std::io::{Read as _, Write as _};
+
 use mesh_proto::code::Code;
 use mesh_proto::v1::attempt_event::Event;
 use mesh_proto::v1::{self, Cause, InventoryState, Verdict};
@@ -140,6 +142,48 @@ async fn a_node_that_the_mesh_does_not_know_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_recovers_keeps_its_streams() {
+    let fake = Fake::start();
+    let _agent = Agent::join(&fake, &[]).await;
+    fake.registered(1).await;
+    fake.state().busy = true;
+    let beats = fake.state().heartbeats.len();
+    fake.wait("refused heartbeats", |state| (state.heartbeats.len() >= beats + 5).then_some(())).await;
+    fake.state().busy = false;
+    fake.assign(script(0, "true")).await;
+    assert_eq!(fake.ended(key(0)).await.cause(), Cause::Exit);
+    assert_eq!(fake.state().registrations.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_served_when_asked_for() {
+    let fake = Fake::start();
+    let agent = Agent::join(&fake, &["--http-listen", "127.0.0.1:0"]).await;
+    fake.assign(script(0, "exit 2")).await;
+    agent.removed_after_end(&fake, key(0)).await;
+    let address = agent.ready["http"].as_str().unwrap().to_owned();
+    let get = |path: &'static str| {
+        let address = address.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        })
+    };
+    assert!(get("/healthz").await.unwrap().starts_with("HTTP/1.1 200"));
+    let text = get("/metrics").await.unwrap();
+    for line in [
+        "mesh_agent_connected 1",
+        "mesh_agent_attempts_ended_total{cause=\"exit\"} 1",
+        "mesh_agent_assigned_total 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stop_drains_and_stop_kill_gives_the_tasks_back() {
     let fake = Fake::start();
     let mut agent = Agent::join(&fake, &["--slots", "1"]).await;
@@ -173,6 +217,21 @@ async fn stop_drains_and_stop_kill_gives_the_tasks_back() {
     assert_eq!(fake.ended(key(2)).await.cause(), Cause::Infra, "it runs again elsewhere");
     assert_eq!(processes(&mark), Vec::<i32>::new());
     assert_eq!(processes(&agent.data().display().to_string()), Vec::<i32>::new(), "the jail ends as well");
+
+    // The same for what a daemon that was killed left behind.
+    agent.start(None).await;
+    let before = fake.state().registrations.len();
+    fake.registered(before).await;
+    fake.assign(script(3, &format!("sleep {mark}"))).await;
+    fake.started(key(3)).await;
+    agent.kill9().await;
+    let output = agent.call("stop", &[]).await;
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 of its tasks run on"), "{output:?}");
+    assert!(agent.call("stop", &["--kill"]).await.status.success());
+    assert_eq!(processes(&mark), Vec::<i32>::new());
+    agent.start(None).await;
+    assert_eq!(fake.ended(key(3)).await.cause(), Cause::Infra);
 }
 
 fn open(path: &std::path::Path) {
