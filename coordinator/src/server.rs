@@ -274,7 +274,10 @@ async fn serve_on(
     })
     .map_err(ServeError::Output)?;
     let grpc_endpoints = endpoints(&config.advertise, ports.grpc_addr.port());
-    let join_endpoints = endpoints(&config.advertise, ports.join_addr.port());
+    // A port that is advertised is the members' port; who joins goes to the other one.
+    let hosts_alone: Vec<Advertise> =
+        config.advertise.iter().map(|one| Advertise { host: one.host.clone(), port: None }).collect();
+    let join_endpoints = endpoints(&hosts_alone, ports.join_addr.port());
     let plans = Plans::new(store.clone(), blobs.clone());
     let rooms = Rooms {
         core: core.clone(),
