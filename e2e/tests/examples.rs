@@ -27,7 +27,6 @@ fn the_render_example_makes_a_poster() {
     assert!(nodes.len() >= 2, "one node did it all: {nodes:?}");
     assert_eq!(job.tasks().len(), 13);
     assert!(job.log("world.3").contains("Boreas"), "{}", job.log("world.3"));
-    assert_eq!(job.task("world.3")["progress"], 100, "{:#}", job.task("world.3"));
 }
 
 #[test]

@@ -196,6 +196,22 @@ fn attempts_end_with_their_true_cause_and_are_retried_as_asked() {
 }
 
 #[test]
+fn progress_shows_while_a_task_runs() {
+    let (mesh, _agents) = Mesh::with_agents(["attic"]);
+    let gate = mesh.gate("progress");
+    let job = mesh.submit(&format!(
+        "{{name: half, script: 'echo \"40 resizing\" > $MESH_PROGRESS; {}'}}",
+        gate.shell()
+    ));
+    wait::until(secs(20), "the progress shows", || {
+        let task = job.task("half");
+        (task["progress"] == 40 && task["progress_message"] == "resizing").then_some(())
+    });
+    gate.open();
+    job.completes();
+}
+
+#[test]
 fn a_timeout_ends_the_whole_process_tree() {
     let (mesh, agents) = Mesh::with_agents(["attic"]);
     let witness = mesh.witness();
