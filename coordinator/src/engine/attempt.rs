@@ -110,11 +110,10 @@ impl Engine {
         if let Some(node) = self.nodes.get_mut(&placed.node) {
             node.note(retry::blame(end.cause) == Blame::Task || end.is_success() || placed.cancelling);
         }
-        let ending = self.jobs.get(&key.job).is_some_and(|job| job.ending.is_some());
         let lost_backoff = self.settings.lost_backoff_ms;
         let Some(definition) = self.definition_mut(key.job, key.task) else { return };
         let Some(task) = definition.live.get_mut(&key.index) else { return };
-        let cancelling = placed.cancelling || ending;
+        let cancelling = placed.cancelling;
         if !end.is_success() && !cancelling {
             match retry::blame(end.cause) {
                 Blame::Task => task.own_failures += 1,

@@ -205,12 +205,11 @@ impl Engine {
             fx.says.push(Say::EndSession { node: id, session: session.id });
         }
         for key in node.tasks.clone() {
-            let ending = self.jobs.get(&key.job).is_some_and(|job| job.ending.is_some());
             let Some(definition) = self.definition_mut(key.job, key.task) else { continue };
             let Some(placed) = definition.live.get_mut(&key.index).and_then(|task| task.placed_mut()) else {
                 continue;
             };
-            if placed.cancelling || ending {
+            if placed.cancelling {
                 self.end_attempt(now, key, &lost("its node is offline"), fx);
                 continue;
             }

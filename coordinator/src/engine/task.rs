@@ -38,7 +38,7 @@ pub struct Placed {
     /// None until the agent says so.
     pub started_at: Option<Time>,
     pub sandbox: Option<SandboxLevel>,
-    /// Its end was asked for.
+    /// Its end was asked for: exactly while its job is ending.
     pub cancelling: bool,
     /// Its node is offline: it stays current until a replacement is committed.
     pub unreachable: bool,

@@ -6,7 +6,7 @@ use super::mesh::{Mesh, array, boot_id, ended, facts, job, key, node_id, ok, tas
 use crate::engine::{
     effect::{Refusal, Reply, Say, Verdict},
     event::{Event, Facts, Held, NodeChange, Registration, ReplyId},
-    types::{Cause, JobState, NodeState, TaskState},
+    types::{Cause, JobState, NodeState, Resources, TaskState},
 };
 
 /// A mesh of one node whose only task runs.
@@ -333,6 +333,25 @@ fn a_node_that_shrank_finishes_what_it_has_and_gets_no_more_until_it_fits() {
     mesh.shrunk = false;
     mesh.end_task(key(number, 0, 1), ok());
     assert_eq!(mesh.dispatched(), [(0, mesh.current(key(number, 0, 2)))]);
+}
+
+/// An agent that is about to stop registers so.
+#[test]
+fn a_node_without_slots_finishes_what_it_has_and_gets_no_more() {
+    let (mut mesh, attempt) = running();
+    mesh.shrunk = true;
+    let base = facts(1);
+    let stopping = Facts { slots: 0, total: Resources { cpu_millis: 0, ..base.total.clone() }, ..base };
+    let inventory = vec![(attempt, Held::Running)];
+    let registration = Registration { inventory, ..mesh.registration(0, 0, stopping) };
+    assert_eq!(mesh.send_registration(registration)[&attempt], Verdict::Keep);
+    mesh.open(0);
+    let next = mesh.submit(job(vec![task("b")]));
+    mesh.end(attempt, ok());
+    assert_eq!(mesh.job_state(attempt.task.job), JobState::Completed);
+    assert!(mesh.dispatched().is_empty());
+    mesh.rejoin(0, 0, &[]);
+    assert_eq!(mesh.dispatched(), [(0, mesh.current(key(next, 0, 0)))], "it is back");
 }
 
 #[test]

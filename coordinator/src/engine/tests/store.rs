@@ -169,8 +169,9 @@ impl Store {
     fn check_say(&self, say: &Say, fx: &Effects) -> Result<(), String> {
         let holds = match say {
             Say::Dispatch { node, attempt, .. } => {
-                let row = self.attempts.get(attempt);
-                row.is_some_and(|row| row.ended.is_none() && row.node == *node)
+                let row = self.attempts.get(attempt).filter(|row| row.ended.is_none() && row.node == *node);
+                let boot = self.nodes.get(node).and_then(|node| node.boot);
+                row.is_some_and(|row| boot == Some(row.boot))
             }
             Say::Ack { attempt, ack: Ack::Durable, ended: true, .. } => fx.writes.iter().any(
                 |write| matches!(write, Write::Attempt(row) if row.key == *attempt && row.ended.is_some()),
