@@ -70,9 +70,8 @@ pub struct Client {
 impl Client {
     pub fn new(args: &ConnectArgs) -> Result<Self, CliError> {
         let path = credential_path(args.credential.as_deref())?;
-        let broken = |source| CliError::Credential { path: path.clone(), source };
-        let credential = Credential::load(&path).map_err(broken)?;
-        let tls = ClientTls::of(&credential).map_err(broken)?;
+        let credential = Credential::load(&path).map_err(CliError::Credential)?;
+        let tls = ClientTls::of(&credential).map_err(CliError::Credential)?;
         let endpoints = if args.endpoint.is_empty() { credential.endpoints } else { args.endpoint.clone() };
         for endpoint in &endpoints {
             check_endpoint(endpoint)?;

@@ -1,6 +1,6 @@
 //! Why a command failed: one enum, each with its code and exit status.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io};
 
 use mesh_proto::{code::Code, names};
 use tonic::Status;
@@ -24,8 +24,9 @@ pub enum CliError {
     Rejected(String),
     #[error("{0}")]
     NoCredential(String),
-    #[error("the credential {path} cannot be used: {source}", path = path.display())]
-    Credential { path: PathBuf, source: mesh_certs::CertError },
+    /// The file is no credential, or its parts do not belong together.
+    #[error("the credential cannot be used: {0}")]
+    Credential(#[source] mesh_certs::CertError),
     #[error(transparent)]
     JobFile(#[from] JobFileError),
     #[error("{0}")]
@@ -58,7 +59,7 @@ impl CliError {
             Self::Answer { code, .. } => code.name(),
             Self::Unreachable { .. } => Code::Unavailable.name(),
             Self::Rejected(_) | Self::NoCredential(_) => Code::Unauthenticated.name(),
-            Self::Credential { .. } | Self::JobFile(_) | Self::Usage(_) => Code::Invalid.name(),
+            Self::Credential(_) | Self::JobFile(_) | Self::Usage(_) => Code::Invalid.name(),
             Self::NotFound(_) => Code::NotFound.name(),
             Self::Io { .. } => "io",
             Self::Corrupt(_) => Code::Internal.name(),
@@ -73,7 +74,7 @@ impl CliError {
             Self::Answer { code, .. } => code.exit(),
             Self::Unreachable { .. } => Code::Unavailable.exit(),
             Self::Rejected(_) | Self::NoCredential(_) => Code::Unauthenticated.exit(),
-            Self::Credential { .. } | Self::JobFile(_) | Self::Usage(_) => Code::Invalid.exit(),
+            Self::Credential(_) | Self::JobFile(_) | Self::Usage(_) => Code::Invalid.exit(),
             Self::NotFound(_) => Code::NotFound.exit(),
             Self::Io { .. } | Self::Corrupt(_) => 1,
             Self::BrokenPipe => 0,

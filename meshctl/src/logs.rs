@@ -31,7 +31,7 @@ use crate::{
 /// How long the log may end before its job does.
 const ENDED_AHEAD: Duration = Duration::from_secs(1);
 /// How long the log of a job that has ended may say nothing and not end.
-const SILENCE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// Whose output is wanted.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,10 @@ pub struct Request {
     pub selection: Selection,
     /// 0: the latest.
     pub attempt: u32,
+    /// Go on until the job has ended and its output is all there.
     pub follow: bool,
+    /// Ride out a restart of the coordinator for as long as it takes.
+    pub patient: bool,
     pub only: Option<OutputStream>,
 }
 
@@ -93,7 +96,7 @@ impl<'a> Reader<'a> {
 
     /// Writes the output that is wanted, and with `follow` what is still to come.
     async fn read(&mut self, writer: &mut Writer) -> Result<(), CliError> {
-        let patience = if self.request.follow { Patience::endless } else { Patience::short };
+        let patience = if self.request.patient { Patience::endless } else { Patience::short };
         let mut patience = patience(self.client);
         let result = loop {
             match self.once(writer, &mut patience).await {

@@ -1,6 +1,6 @@
 //! `logs`: what tasks wrote.
 
-use mesh_proto::v1::OutputStream;
+use mesh_proto::v1::{self, OutputStream};
 
 use super::Context;
 use crate::{
@@ -10,6 +10,9 @@ use crate::{
     signals::Interrupts,
     watch,
 };
+
+/// Output that comes later than this after the end of its job does not come at all.
+const LATE_MS: i64 = 60_000;
 
 /// Show the output of tasks
 #[derive(Debug, clap::Args)]
@@ -41,7 +44,8 @@ pub async fn run(context: &Context, args: &Args) -> Result<u8, CliError> {
         job: job.number,
         selection,
         attempt: args.attempt.unwrap_or_default(),
-        follow: args.follow,
+        follow: args.follow || may_be_coming(&job),
+        patient: args.follow,
         only: match (args.stdout, args.stderr) {
             (true, _) => Some(OutputStream::Stdout),
             (_, true) => Some(OutputStream::Stderr),
@@ -54,4 +58,11 @@ pub async fn run(context: &Context, args: &Args) -> Result<u8, CliError> {
         () = interrupts.next() => return Err(CliError::Interrupted(String::new())),
     }
     Ok(0)
+}
+
+/// Whether the last output may still be on its way: results never wait for it. To follow a
+/// job that has ended is to read all of its output.
+fn may_be_coming(job: &v1::Job) -> bool {
+    let age_ms = chrono::Utc::now().timestamp_millis() - job.finished_at_ms;
+    job.state().is_terminal() && age_ms < LATE_MS
 }

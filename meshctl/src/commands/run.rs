@@ -127,6 +127,7 @@ pub async fn run(context: &Context, args: Args) -> Result<u8, CliError> {
         job: number,
         selection: Selection { task, index: None, count: 1 },
         follow: true,
+        patient: true,
         ..Request::default()
     };
     let mut writer = Writer::new(logs::style(out, 1, Descriptors::Own), Descriptors::Own);

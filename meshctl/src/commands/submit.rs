@@ -142,6 +142,7 @@ async fn follow(client: &Client, out: Out, number: u64) -> Result<v1::Job, CliEr
         job: number,
         selection: Selection { count, ..Selection::default() },
         follow: true,
+        patient: true,
         ..Request::default()
     };
     logs::until_done(client, request, &mut writer, |_| {}).await

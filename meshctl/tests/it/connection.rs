@@ -54,6 +54,15 @@ fn a_certificate_that_the_coordinator_refuses_ends_with_4() {
 }
 
 #[test]
+fn a_credential_of_two_meshes_is_an_invalid_file() {
+    let fake = Fake::start();
+    let other = Ca::generate(MeshId::generate()).unwrap();
+    let path = fake.mixed_credential(&fake.ca, &other, "mixed");
+    let outcome = fake.run(&["jobs", "--credential", path.to_str().unwrap()]).exits(2);
+    assert!(outcome.stderr.contains("not of this mesh"), "{}", outcome.stderr);
+}
+
+#[test]
 fn credentials_are_looked_for_in_order() {
     let fake = Fake::start();
     let mut command = fake.command(&["jobs"]);
