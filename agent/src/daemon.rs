@@ -56,6 +56,7 @@ const FAREWELL: Duration = Duration::from_secs(20);
 /// Runs the daemon until it is told to stop.
 pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    process_limits();
     let mut config = Config::load(flags)?;
     let data = DataDir::hold(&config.data_dir)?;
     config.data_dir.clone_from(&data.path);
@@ -136,6 +137,7 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         ready,
         draining,
         closed: is_closed,
+        said: String::new(),
     };
     let mut session = std::pin::pin!(session.run());
     spawn("certificate renewal", enroll::keep_renewed(identity_dir, identity, cert, rpc.clone()));
@@ -285,6 +287,16 @@ pub async fn check(flags: &Flags) -> anyhow::Result<bool> {
     }
     writeln!(stdout, "strongest level: {}", format!("{:?}", probe.strongest).to_lowercase())?;
     Ok(probe.strongest >= jail::Level::Basic)
+}
+
+/// Modes are as this program sets them, and descriptors as many as the machine allows.
+fn process_limits() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+    umask(rustix::fs::Mode::from(0o022));
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// What a signal asks for.

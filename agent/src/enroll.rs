@@ -139,7 +139,8 @@ pub async fn keep_renewed(dir: IdentityDir, mut identity: Identity, cert: Arc<Cl
         }
         match renew(&dir, &mut identity, &cert, &rpc).await {
             Ok(()) => {
-                info!(not_after = ?identity.not_after().ok(), "certificate renewed");
+                let until = identity.not_after().map(|end| end.to_rfc3339()).unwrap_or_default();
+                info!(not_after = until, "certificate renewed");
                 backoff.reset();
                 at = due(&identity);
             }

@@ -115,14 +115,14 @@ impl Hub {
             .into_iter()
             .map(|status| (status.attempt, status.state))
             .collect();
-        let mut kept = Vec::new();
+        let (mut kept, mut buried) = (Vec::new(), Vec::new());
         for entry in entries {
             match entry {
                 Entry::Found(found) => {
                     let (key, slot) = (found.key, found.slot);
                     if found.end.is_none() && !found.executed {
                         // It never started; the coordinator gives it again.
-                        self.bury(key);
+                        buried.push(key);
                         continue;
                     }
                     kept.push(key);
@@ -143,37 +143,39 @@ impl Hub {
                 }
                 Entry::Old(key) => {
                     info!(attempt = %key, "dropping an attempt of an earlier boot");
-                    self.bury(key);
+                    buried.push(key);
                 }
                 Entry::Rejected(key, problem) => {
                     error!(attempt = %key, %problem, "an attempt's record is rejected: ending what runs of it");
-                    self.bury(key);
+                    buried.push(key);
                 }
                 Entry::Foreign(path) => {
                     warn!(path = %path.display(), "not an attempt's directory: it is left alone");
                 }
             }
         }
-        for key in known.into_keys().filter(|key| !kept.contains(key)) {
-            self.bury(key);
+        buried.extend(known.into_keys().filter(|key| !kept.contains(key)));
+        buried.sort_unstable();
+        buried.dedup();
+        // Before the coordinator is asked for anything: it may give the same attempt again.
+        for key in buried {
+            self.bury(key).await;
         }
         Ok(())
     }
 
     /// Ends whatever runs of an attempt that is not in the table, and removes it.
-    fn bury(self: &Arc<Self>, key: AttemptKey) {
-        let context = self.context.clone();
-        spawn("bury attempt", async move {
-            let mut fate = context.jail.follow(key, context.records.dir(key), true).await;
-            // Refused when the jail knows nothing of it.
-            if context.jail.kill(key, Duration::ZERO).await.is_ok() {
-                let dead = fate.wait_for(|fate| fate.ended.is_some() || fate.lost);
-                if tokio::time::timeout(BURIAL, dead).await.is_err() {
-                    error!(attempt = %key, "a process does not die");
-                }
+    async fn bury(&self, key: AttemptKey) {
+        let jail = &self.context.jail;
+        let mut fate = jail.follow(key, self.context.records.dir(key), true).await;
+        // Refused when the jail knows nothing of it.
+        if jail.kill(key, Duration::ZERO).await.is_ok() {
+            let dead = fate.wait_for(|fate| fate.ended.is_some() || fate.lost);
+            if tokio::time::timeout(BURIAL, dead).await.is_err() {
+                error!(attempt = %key, "a process does not die");
             }
-            context.remove(key).await;
-        });
+        }
+        self.context.remove(key).await;
     }
 
     /// Up to a message's worth of events that the coordinator must be told.

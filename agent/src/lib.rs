@@ -35,6 +35,7 @@ pub mod metrics;
 pub mod node;
 pub mod progress;
 pub mod records;
+pub mod remove;
 pub mod runner;
 pub mod seen;
 pub mod session;

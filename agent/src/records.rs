@@ -22,6 +22,8 @@ use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1;
 use prost::Message;
 
+use crate::remove::remove_tree;
+
 const RECORD: &str = "record";
 const EXEC: &str = "exec";
 const END: &str = "end";
@@ -178,29 +180,6 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     options.write(true).create(true).truncate(true).mode(0o600);
     io::Write::write_all(&mut options.open(&part)?, bytes)?;
     fs::rename(&part, path)
-}
-
-/// Removes a directory tree that a task may have left in any state; links are not followed.
-/// An unprivileged owner may have made directories that it cannot enter.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            for entry in walkdir::WalkDir::new(path).follow_links(false).into_iter().flatten() {
-                if entry.file_type().is_dir() {
-                    open_up(entry.path());
-                }
-            }
-            fs::remove_dir_all(path)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
-    }
-}
-
-fn open_up(dir: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-    // What stays closed shows itself when the removal is tried again.
-    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
 }
 
 #[cfg(test)]

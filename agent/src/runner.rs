@@ -90,7 +90,7 @@ impl Context {
         }
         let (records, work) = (self.records.clone(), self.work_root.join(key.to_string()));
         let removed =
-            tokio::task::spawn_blocking(move || crate::records::remove_tree(&work).and(records.remove(key)));
+            tokio::task::spawn_blocking(move || crate::remove::remove_tree(&work).and(records.remove(key)));
         if let Ok(Err(error)) = removed.await {
             warn!(attempt = %key, %error, "cannot remove all of an attempt's files");
         }
@@ -249,6 +249,10 @@ impl Runner<'_> {
                 self.hub.handle(Input::Started(key, started(&self.job.assignment, process)));
             }
             if let Some(record) = now.ended {
+                // What it wrote last, since the last look.
+                if let Some(progress) = progress.look() {
+                    self.hub.handle(Input::Progress(key, progress));
+                }
                 break record;
             }
             if now.lost {

@@ -81,6 +81,8 @@ pub struct Session {
     pub draining: watch::Receiver<bool>,
     /// Becomes true when the coordinator knows that it drains, and sends nothing new.
     pub closed: watch::Sender<bool>,
+    /// Why there was no session when that was last logged; empty at first.
+    pub said: String,
 }
 
 impl Session {
@@ -89,7 +91,6 @@ impl Session {
     pub async fn run(mut self) -> SessionError {
         let timings = self.hub.context().config.timings;
         let mut backoff = Backoff::new(timings.reconnect_min, timings.reconnect_max);
-        let mut said = String::new();
         loop {
             let registered = Instant::now();
             let end = self.once(&mut backoff).await;
@@ -111,7 +112,7 @@ impl Session {
                         error!(%error, "not a member any more; trying again now and then");
                         REFUSED.mul_f64(rand::random_range(0.8..1.2))
                     }
-                    None => self.told(status, &mut said, &mut backoff),
+                    None => self.told(status, &mut backoff),
                 },
             };
             debug!(?wait, lasted = ?registered.elapsed(), "session ended");
@@ -142,17 +143,17 @@ impl Session {
     }
 
     /// Logs why there is no session, once for each reason, and says how long to wait.
-    fn told(&self, status: &Status, said: &mut String, backoff: &mut Backoff) -> Duration {
+    fn told(&mut self, status: &Status, backoff: &mut Backoff) -> Duration {
         let reason = match self.last_error.reason() {
             Some(reason) => reason,
             None => names::escape(status.message()),
         };
         let code = Code::of(status);
-        if *said == reason {
+        if self.said == reason {
             debug!(%code, %reason, "still no session with the coordinator");
         } else {
             warn!(%code, %reason, "no session with the coordinator; trying again");
-            *said = reason;
+            self.said = reason;
         }
         match code {
             Code::Version | Code::Invalid => REFUSED,
@@ -173,6 +174,7 @@ impl Session {
             Ok(session) => {
                 info!(session = %session.session_id, node = %session.node_id, "registered with the coordinator");
                 backoff.reset();
+                self.said.clear();
                 self.metrics.connected(true);
                 self.ready.send_replace(true);
                 self.converse(session).await

@@ -63,7 +63,7 @@ impl StageError {
 /// start that was cut off is made anew.
 pub fn work_dir(path: &Path, owner: Option<Owner>, assignment: &Assignment) -> Result<Root, StageError> {
     let make = || -> io::Result<Root> {
-        crate::records::remove_tree(path)?;
+        crate::remove::remove_tree(path)?;
         fs::DirBuilder::new().mode(0o700).recursive(true).create(path)?;
         if let Some(Owner { uid, gid }) = owner {
             std::os::unix::fs::chown(path, Some(uid), Some(gid))?;

@@ -353,11 +353,7 @@ impl Table {
             State::Active { stop: Some(Stop::Discard), .. } => self.remove(key, effects),
             State::Active { .. } => {
                 attempt.state = State::Ended { ended, acked: false };
-                // Progress of something that has ended tells nobody anything.
-                self.tell(key, |unsent| {
-                    unsent.progress = None;
-                    unsent.ended = true;
-                });
+                self.tell(key, |unsent| unsent.ended = true);
             }
             State::Waiting | State::Ended { .. } | State::Withdrawn => {}
         }
@@ -429,6 +425,10 @@ impl Table {
                     }
                 }
                 State::Ended { ended, .. } => {
+                    // The last word of a task before it ended, such as that it came to 100.
+                    if let Some(progress) = unsent.progress {
+                        push(Event::Progress(progress));
+                    }
                     if unsent.ended {
                         push(Event::Ended((**ended).clone()));
                     }

@@ -45,7 +45,7 @@ async fn a_task_runs_with_its_inputs_and_its_outputs_come_back() {
          ./tool > out/deep/tool.txt; echo x > top.bin; echo changed >> in/words.txt\n\
          echo \"$MESH_JOB $MESH_TASK $MESH_INDEX $MESH_ITEM $MESH_ATTEMPT $MESH_NODE $MODE\" > env.txt\n\
          [ \"$HOME\" = \"$PWD\" ]; chmod +x top.bin; echo '40 resizing' > $MESH_PROGRESS\n\
-         while ! [ -e go ]; do [ -e env.txt ] && sleep 0.6 && touch go; done",
+         while ! [ -e go ]; do [ -e env.txt ] && sleep 0.6 && touch go; done; echo '100 made' > $MESH_PROGRESS",
     );
     task.item = "a b.jpg".into();
     task.env = HashMap::from([("MODE".to_owned(), "fast".to_owned())]);
@@ -78,11 +78,12 @@ async fn a_task_runs_with_its_inputs_and_its_outputs_come_back() {
     let events = fake.state().events.iter().map(|(_, event)| event.clone()).collect::<Vec<_>>();
     let Event::Started(started) = events[0] else { panic!("{events:?}") };
     assert_eq!(started.sandbox(), SandboxLevel::Basic);
-    let progress = events.iter().find_map(|event| match event {
+    let progress = |event: &Event| match event {
         Event::Progress(progress) => Some((progress.percent, progress.message.clone())),
-        _ => None,
-    });
-    assert_eq!(progress, Some((40, "resizing".to_owned())));
+        Event::Started(_) | Event::Ended(_) | Event::Withdrawn(_) => None,
+    };
+    let progress: Vec<_> = events.iter().filter_map(progress).collect();
+    assert_eq!(progress, [(40, "resizing".to_owned()), (100, "made".to_owned())], "the last word too");
     agent.removed(key(7)).await;
     // What was fetched once is here: the same input again costs no transfer.
     let gets = fake.state().gets;
@@ -276,4 +277,23 @@ impl Drop for Unmount {
         // Lazily: the agent's processes end a moment later.
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).output();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn level_none_runs_where_the_node_allows_it() {
+    let fake = Fake::start();
+    let agent = Agent::join(&fake, &["--sandbox-allow", "none"]).await;
+    let mut task = script(0, "cd \"$HOME\"; id -u > uid; echo '100 done' > \"$MESH_PROGRESS\"");
+    task.sandbox = SandboxLevel::None.into();
+    task.outputs = vec!["uid".into()];
+    let ended = end_of(&fake, task).await;
+    assert_eq!((ended.cause(), ended.exit_code), (Cause::Exit, 0), "{ended:?}");
+    let uid = fake.state().blobs[&ended.outputs[0].digest].clone();
+    assert_ne!(String::from_utf8_lossy(&uid).trim(), "0");
+    let started = fake.state().events.iter().find_map(|(_, event)| match event {
+        Event::Started(started) => Some(started.sandbox()),
+        Event::Progress(_) | Event::Ended(_) | Event::Withdrawn(_) => None,
+    });
+    assert_eq!(started, Some(SandboxLevel::None));
+    agent.removed(key(0)).await;
 }
