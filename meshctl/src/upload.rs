@@ -23,7 +23,7 @@ use crate::{
 /// Digests in one question.
 const STAT_BATCH: usize = 1000;
 /// Blobs on their way at once, and chunks of each read ahead.
-const PARALLEL: usize = 4;
+const PARALLEL: usize = 16;
 const READ_AHEAD: usize = 4;
 
 /// One thing to send.

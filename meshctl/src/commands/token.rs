@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Context;
 use crate::{
     error::CliError,
-    output::{json as show, table, time},
+    output::{self, json as show, table, time},
 };
 
 /// Make, list and revoke join tokens
@@ -64,13 +64,13 @@ async fn create(context: &Context, args: &CreateArgs) -> Result<u8, CliError> {
         .await?;
     context.out.show(|| show::token_created(&token), || token.token.clone())?;
     if !context.out.is_json() {
-        eprintln!(
+        output::aside(&format!(
             "valid until {}, {} {}; on the machine that joins:\n  agent run --join {}",
             time::short(token.expires_at_ms),
             token.uses,
             if token.uses == 1 { "use" } else { "uses" },
             mesh_proto::names::escape(&token.token),
-        );
+        ));
     }
     Ok(0)
 }

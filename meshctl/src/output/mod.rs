@@ -8,7 +8,7 @@ pub mod time;
 
 use std::{
     env,
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
 };
 
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ impl Out {
         }
         match self.format {
             Format::Json => error_json(error.code(), &error.to_string()),
-            Format::Table => eprintln!("meshctl: {error}"),
+            Format::Table => note(&error.to_string()),
         }
     }
 }
@@ -83,12 +83,17 @@ pub fn line(text: &str) -> Result<(), CliError> {
 
 /// Something worth knowing that is no result, on standard error.
 pub fn note(text: &str) {
-    eprintln!("meshctl: {text}");
+    aside(&format!("meshctl: {text}"));
 }
 
 /// `{"error":{"code","message"}}`
 pub fn error_json(code: &str, message: &str) {
-    eprintln!("{}", json!({"error": {"code": code, "message": message}}));
+    aside(&json!({"error": {"code": code, "message": message}}).to_string());
+}
+
+/// A line on standard error. If nobody can read it there is nobody to tell.
+pub fn aside(text: &str) {
+    let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
 /// Writes to standard output at once.
