@@ -139,10 +139,8 @@ mod tests {
         let tree = dir.path().join("tree");
         fs::create_dir(&tree).unwrap();
         let mut at = rustix::fs::open(&tree, FLAGS, Mode::empty()).unwrap();
-        for _ in 0..3000 {
-            for name in [c"d", c"e"] {
-                rustix::fs::mkdirat(&at, name, Mode::RWXU).unwrap();
-            }
+        for _ in 0..1500 {
+            rustix::fs::mkdirat(&at, c"d", Mode::RWXU).unwrap();
             at = rustix::fs::openat(&at, c"d", FLAGS, Mode::empty()).unwrap();
         }
         remove_tree(&tree).unwrap();
