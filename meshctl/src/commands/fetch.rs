@@ -26,7 +26,7 @@ pub struct Args {
     /// JOB, JOB/TASK or JOB/TASK.INDEX
     #[arg(value_name = "JOB[/TASK[.INDEX]]")]
     reference: Reference,
-    /// Directory to write to [default: ./mesh-<number>]
+    /// Directory to write to [default: ./mesh-NUMBER]
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
 }
