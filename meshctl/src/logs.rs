@@ -1,7 +1,7 @@
 //! The output of tasks: fetched or followed, and written as people and programs want it.
 //!
 //! One task: its bytes go to the descriptors that it wrote them to. Several: whole lines,
-//! each with `name.index| ` before it. A reader never holds more than [`MAX_HELD`] bytes of
+//! each with `name.index| ` before it. A reader never holds more than 16 MiB of
 //! unfinished lines.
 
 mod write;
