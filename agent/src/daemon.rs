@@ -213,8 +213,10 @@ pub async fn stop(flags: &Flags, kill: bool) -> anyhow::Result<()> {
         stopped => return Ok(stopped?),
     }
     // Nobody holds the directory: tasks may still run on under the jail.
-    let Ok((client, mut events)) = jail::Client::connect(&path.join("jail")).await else {
-        return Err(DataDirError::NotRunning(path).into());
+    let (client, mut events) = match jail::Client::connect(&path.join("jail")).await {
+        Ok(connected) => connected,
+        Err(jail::ClientError::Connect { .. }) => return Err(DataDirError::NotRunning(path).into()),
+        Err(error) => return Err(error.into()),
     };
     let living =
         client.list().await?.iter().filter(|task| !matches!(task.state, jail::State::Ended(_))).count();

@@ -33,6 +33,12 @@ pub struct State {
     pub blobs: HashMap<Vec<u8>, Bytes>,
     pub puts: usize,
     pub gets: usize,
+    /// Where each Get began.
+    pub offsets: Vec<u64>,
+    /// Break so many Gets off after their first piece.
+    pub break_gets: usize,
+    /// Break so many Puts off.
+    pub break_puts: usize,
     pub heartbeats: Vec<v1::HeartbeatRequest>,
     pub renewals: usize,
     pub joins: usize,
@@ -83,6 +89,9 @@ impl Fake {
             blobs: HashMap::new(),
             puts: 0,
             gets: 0,
+            offsets: vec![],
+            break_gets: 0,
+            break_puts: 0,
             heartbeats: vec![],
             renewals: 0,
             joins: 0,
@@ -441,6 +450,14 @@ impl Blobs for Fake {
         let mut stream = request.into_inner();
         let first = stream.message().await?.unwrap();
         let mut content = first.data.to_vec();
+        let cut = self.change(|state| {
+            let cut = state.break_puts > 0;
+            state.break_puts = state.break_puts.saturating_sub(1);
+            cut
+        });
+        if cut {
+            return Err(Code::Unavailable.status("cut"));
+        }
         while let Some(piece) = stream.message().await? {
             content.extend_from_slice(&piece.data);
         }
@@ -456,9 +473,12 @@ impl Blobs for Fake {
 
     async fn get(&self, request: Request<v1::GetBlobRequest>) -> Result<Response<Self::GetStream>, Status> {
         let request = request.into_inner();
-        let content = self.change(|state| {
+        let (content, cut) = self.change(|state| {
             state.gets += 1;
-            state.blobs.get(&request.digest).cloned()
+            state.offsets.push(request.offset);
+            let cut = state.break_gets > 0;
+            state.break_gets = state.break_gets.saturating_sub(1);
+            (state.blobs.get(&request.digest).cloned(), cut)
         });
         let content = content.ok_or_else(|| Code::NotFound.status("no such blob"))?;
         let (send, receive) = mpsc::channel(4);
@@ -468,6 +488,10 @@ impl Blobs for Fake {
                 let size = if std::mem::take(&mut first) { content.len() as u64 } else { 0 };
                 let piece = v1::GetBlobResponse { size, data: Bytes::copy_from_slice(piece) };
                 if send.send(Ok(piece)).await.is_err() {
+                    return;
+                }
+                if cut {
+                    let _ = send.send(Err(Code::Unavailable.status("cut"))).await;
                     return;
                 }
             }

@@ -1,5 +1,6 @@
 //! The daemon against a coordinator of the test's own: the real binary, its real jail, real mTLS.
 
+mod blobs;
 mod crash;
 mod ends;
 mod fake;
