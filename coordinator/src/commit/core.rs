@@ -373,6 +373,8 @@ fn reply_of(event: &Event) -> Option<ReplyId> {
         | Event::Heartbeat { .. }
         | Event::AttemptStarted { .. }
         | Event::AttemptEnded { .. }
+        | Event::AttemptWithdrawn { .. }
+        | Event::CoefficientsChanged { .. }
         | Event::Tick => None,
     }
 }
@@ -388,6 +390,8 @@ fn name(event: &Event) -> &'static str {
         Event::Heartbeat { .. } => "heartbeat",
         Event::AttemptStarted { .. } => "attempt started",
         Event::AttemptEnded { .. } => "attempt ended",
+        Event::AttemptWithdrawn { .. } => "attempt withdrawn",
+        Event::CoefficientsChanged { .. } => "coefficients changed",
         Event::NodeChanged { .. } => "node changed",
         Event::NodesAsked { .. } => "nodes asked",
         Event::Tick => "tick",

@@ -9,6 +9,7 @@ use super::{
     effect::{Ack, Effects, Say, TaskRow, Write},
     event::AttemptEnd,
     machine::Engine,
+    placement::smooth,
     ranges::Elements,
     retry::{self, Blame, Next},
     task::{Phase, Placed},
@@ -63,6 +64,10 @@ impl Engine {
         placed.started_at.get_or_insert(now);
         placed.sandbox = placed.sandbox.or(sandbox);
         if first {
+            let node = placed.node;
+            self.settle_withdrawal(key);
+            self.grant(key);
+            self.reindex(now, node);
             self.shift(key.job, key.task, TaskState::Assigned, TaskState::Running, 1);
             self.job_started(now, key);
         }
@@ -106,9 +111,15 @@ impl Engine {
         };
         let started_at = row.started_at;
         fx.writes.push(Write::Attempt(row));
-        let Some(placed) = self.unplace(key) else { return };
-        if let Some(node) = self.nodes.get_mut(&placed.node) {
-            node.note(retry::blame(end.cause) == Blame::Task || end.is_success() || placed.cancelling);
+        let Some(placed) = self.unplace(now, key) else { return };
+        let good = retry::blame(end.cause) == Blame::Task || end.is_success() || placed.cancelling;
+        self.note(now, placed.node, good);
+        if end.is_success()
+            && let Some(definition) = self.definition_mut(key.job, key.task)
+        {
+            definition.run_ms = Some(smooth(definition.run_ms, end.run_ms));
+            let class = definition.class;
+            self.classes.ran(class, end.run_ms);
         }
         let lost_backoff = self.settings.lost_backoff_ms;
         let Some(definition) = self.definition_mut(key.job, key.task) else { return };
@@ -209,18 +220,27 @@ impl Engine {
 
     /// Takes the current attempt from its node and gives its resources back. The task is left
     /// queued until its caller decides.
-    pub(super) fn unplace(&mut self, key: TaskKey) -> Option<Placed> {
+    pub(super) fn unplace(&mut self, now: Time, key: TaskKey) -> Option<Placed> {
         let definition = self.definition_mut(key.job, key.task)?;
         definition.again.remove(&key.index);
         let task = definition.live.get_mut(&key.index)?;
         let placed = task.placed()?.clone();
         task.phase = Phase::Queued { since: placed.assigned_at };
+        if placed.withdrawing {
+            self.withdrawing -= 1;
+        }
         if let Some(node) = self.nodes.get_mut(&placed.node) {
             node.tasks.remove(&key);
             node.resend.retain(|attempt| attempt.task != key);
-            node.release(&placed.taken);
+            node.given_millis = node.given_millis.saturating_sub(placed.taken.cpu_millis);
+            if placed.granted {
+                node.release(&placed.taken);
+            } else {
+                node.queue.retain(|queued| *queued != key);
+            }
         }
-        self.reopen(placed.node);
+        self.promote(placed.node);
+        self.reindex(now, placed.node);
         Some(placed)
     }
 

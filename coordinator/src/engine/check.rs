@@ -102,7 +102,7 @@ impl Engine {
 
     fn check_node(&self, node: &Node, placed: &mut BTreeSet<TaskKey>) -> Result<(), String> {
         let name = &node.record.name;
-        let mut used = Resources::default();
+        let (mut used, mut given) = (Resources::default(), 0);
         for key in &node.tasks {
             if !placed.remove(key) {
                 return Err(format!("{name} holds {key}, which is not placed"));
@@ -111,12 +111,28 @@ impl Engine {
                 if place.node != node.record.id {
                     return Err(format!("{name} holds {key} of another node"));
                 }
+                given += place.taken.cpu_millis;
+                if place.granted == node.queue.contains(key) {
+                    return Err(format!(
+                        "{key} at {name}: granted {}, queue {:?}",
+                        place.granted, node.queue
+                    ));
+                }
+                if !place.granted {
+                    continue;
+                }
                 used.cpu_millis += place.taken.cpu_millis;
                 used.memory += place.taken.memory;
                 for (resource, units) in &place.taken.named {
                     *used.named.entry(resource.clone()).or_default() += units;
                 }
             }
+        }
+        if given != node.given_millis || node.queue.iter().any(|key| !node.tasks.contains(key)) {
+            return Err(format!(
+                "{name} was given {given}, noted {}; queue {:?}",
+                node.given_millis, node.queue
+            ));
         }
         let noted = &node.used;
         if (used.cpu_millis, used.memory) != (noted.cpu_millis, noted.memory)
@@ -125,9 +141,17 @@ impl Engine {
             return Err(format!("{name} uses {used:?}, noted {noted:?}"));
         }
         let total = node.facts.as_ref().map_or(0, |facts| facts.total.cpu_millis);
-        let opens = node.takes_work() && node.used.cpu_millis < total;
-        if opens != self.open.contains(&node.record.id) {
-            return Err(format!("{name} is open: {opens}, noted otherwise"));
+        let stands = node.standing;
+        let takes = node.takes_work() && total > 0;
+        let right = stands.open.is_some() == (takes && node.used.cpu_millis < total)
+            && stands.feeds.is_some() == (takes && node.queue_room() > 0)
+            && stands.queued.is_some() == !node.queue.is_empty();
+        let id = node.record.id;
+        let indexed = stands.open.is_none_or(|key| self.index.open.contains(&(key, id)))
+            && stands.feeds.is_none_or(|key| self.index.feeds.contains(&(key, id)))
+            && stands.queued.is_none_or(|key| self.index.queued.contains(&(key, id)));
+        if !right || !indexed {
+            return Err(format!("{name} stands at {stands:?}, which is not where it is"));
         }
         if node.state == NodeState::Offline && node.session.is_some() {
             return Err(format!("{name} is offline with a session"));

@@ -98,6 +98,12 @@ pub enum Say {
         session: SessionId,
         attempt: AttemptKey,
     },
+    /// Give this attempt back if it has not begun.
+    Withdraw {
+        node: NodeId,
+        session: SessionId,
+        attempt: AttemptKey,
+    },
     /// End this attempt's process.
     Cancel {
         node: NodeId,

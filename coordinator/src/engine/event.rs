@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId};
 
-use super::types::{Cause, Requirements, Resources, Retry, SandboxLevel};
+use super::types::{Cause, Coefficients, Requirements, Resources, Retry, SandboxLevel};
 
 /// Names the caller that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +52,15 @@ pub enum Event {
         node: NodeId,
         attempt: AttemptKey,
         end: Arc<AttemptEnd>,
+    },
+    /// The agent gives back an attempt that it had not begun.
+    AttemptWithdrawn {
+        node: NodeId,
+        attempt: AttemptKey,
+    },
+    /// An operator weighs the terms of the score anew.
+    CoefficientsChanged {
+        coefficients: Coefficients,
     },
     NodeChanged {
         reply: ReplyId,

@@ -56,6 +56,8 @@ pub struct Definition {
     pub counts: Counts,
     /// When its elements became ready, for the time they waited.
     pub ready_at: Time,
+    /// How long its tasks run, smoothed, in milliseconds; none before the first ended.
+    pub run_ms: Option<u64>,
 }
 
 impl Job {

@@ -11,7 +11,7 @@ use super::{
     effect::{Effects, JobRow, JobView, Refusal, Reply, Say, Write},
     event::{Event, ReplyId},
     job::{Definition, Job},
-    placement::{Classes, Nodes, QueueKey},
+    placement::{Classes, Index, Nodes, QueueKey},
     task::Task,
     types::{Counts, JobState, NodeState, Settings, TaskState, Time},
 };
@@ -27,8 +27,13 @@ pub struct Engine {
     pub(super) nodes: Nodes,
     pub(super) jobs: BTreeMap<JobNumber, Job>,
     pub(super) classes: Classes,
-    /// Nodes that take work and have a processor's share free.
-    pub(super) open: BTreeSet<NodeId>,
+    pub(super) index: Index,
+    /// Counts the changes of what nodes are, as the filter sees it.
+    pub(super) facts: u64,
+    /// Nodes that are left alone for a while, by its end.
+    pub(super) held: BTreeSet<(Time, NodeId)>,
+    /// Tasks that were asked back and not answered for.
+    pub(super) withdrawing: usize,
     /// Tasks that wait out a backoff, by its end.
     pub(super) retries: BTreeSet<(Time, TaskKey)>,
     pub(super) next_job: u64,
@@ -60,7 +65,10 @@ impl Engine {
             nodes: Nodes::new(),
             jobs: BTreeMap::new(),
             classes: Classes::default(),
-            open: BTreeSet::new(),
+            index: Index::default(),
+            facts: 0,
+            held: BTreeSet::new(),
+            withdrawing: 0,
             retries: BTreeSet::new(),
             next_job,
             keys: BTreeMap::new(),
@@ -77,8 +85,8 @@ impl Engine {
             Event::JobSubmitted { reply, job } => self.submit(now, *reply, job, fx),
             Event::JobCancelled { reply, job, reason } => self.cancel_job(now, *reply, *job, reason, fx),
             Event::NodeRegistered { reply, registration } => self.register(now, *reply, registration, fx),
-            Event::SessionOpened { node, session } => self.open_session(*node, *session, fx),
-            Event::SessionClosed { node, session } => self.close_session(*node, *session),
+            Event::SessionOpened { node, session } => self.open_session(now, *node, *session, fx),
+            Event::SessionClosed { node, session } => self.close_session(now, *node, *session),
             Event::Heartbeat { node, session, load_permille, rtt_us } => {
                 self.heartbeat(now, *node, *session, *load_permille, *rtt_us);
             }
@@ -86,6 +94,8 @@ impl Engine {
                 self.attempt_started(now, *node, *attempt, *sandbox, fx);
             }
             Event::AttemptEnded { node, attempt, end } => self.attempt_ended(now, *node, *attempt, end, fx),
+            Event::AttemptWithdrawn { node, attempt } => self.attempt_withdrawn(now, *node, *attempt, fx),
+            Event::CoefficientsChanged { coefficients } => self.change_coefficients(now, *coefficients),
             Event::NodeChanged { reply, node, change } => self.change_node(now, *reply, *node, change, fx),
             Event::NodesAsked { reply } => {
                 let views = self.nodes.values().map(|node| self.view(now, node)).collect();
@@ -98,14 +108,18 @@ impl Engine {
     /// Ends a batch: what time brings, placement, and the rows of jobs that changed.
     pub fn settle(&mut self, now: Time, fx: &mut Effects) {
         self.wake_retries(now);
+        self.release_held(now);
         self.place(now, fx);
+        self.take_back(now, fx);
         self.flush(now, fx);
     }
 
     /// When [`Self::settle`] has something to do though nothing happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        self.retries.first().map(|(at, _)| *at)
+        let retry = self.retries.first().map(|(at, _)| *at);
+        let held = self.held.first().map(|(at, _)| *at);
+        retry.into_iter().chain(held).min()
     }
 
     /// Counts of everything that is not finished.
@@ -172,17 +186,12 @@ impl Engine {
         self.classes.set_waiting(definition.class, key, definition.has_waiting());
     }
 
-    /// Whether a node belongs to the open ones may have changed.
-    pub(super) fn reopen(&mut self, node: NodeId) {
-        let opens = self.nodes.get(&node).is_some_and(|node| {
-            let total = node.facts.as_ref().map_or(0, |facts| facts.total.cpu_millis);
-            node.takes_work() && node.used.cpu_millis < total
-        });
-        if opens {
-            self.open.insert(node);
-        } else {
-            self.open.remove(&node);
-        }
+    /// Puts a node where it stands now: its score, what is free of it, or its queue changed.
+    pub(super) fn reindex(&mut self, now: Time, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let to = node.stands(now, &self.settings.coefficients);
+        let from = std::mem::replace(&mut node.standing, to);
+        self.index.shift(id, from, to);
     }
 
     /// Writes the rows of jobs that changed, and lets go of those that are over.

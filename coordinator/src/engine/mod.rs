@@ -25,6 +25,7 @@ mod check;
 mod dag;
 pub mod effect;
 pub mod event;
+mod feed;
 mod job;
 mod machine;
 mod node;

@@ -1,19 +1,26 @@
 //! A node as the engine knows it: what it has, what it was given, when it last spoke.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_proto::ids::{AttemptKey, BootId, SessionId, TaskKey};
 
 use super::{
     effect::NodeView,
     event::{Facts, NodeRecord},
+    placement::{Coefficients, Standing, Terms},
     types::{NodeState, Resources, Time},
 };
 
 /// Weight of the prior in [`Node::reliability`], in tasks.
 const PRIOR: f64 = 4.0;
-/// What is left of the record's weight after each further task: it halves in about 70.
-const AGEING: f64 = 0.99;
+/// Time in which the weight of what was noted halves, in milliseconds.
+const HALF_LIFE_MS: f64 = 600_000.0;
+/// Failures of its own in a row after which a node is left alone for a while.
+const PATIENCE: u32 = 3;
+/// Failures within this time are one, in milliseconds.
+const TOGETHER_MS: u64 = 1_000;
+/// How long it is left alone: doubling from the first to the last, in milliseconds.
+const HOLD_MS: (u64, u64) = (5_000, 300_000);
 
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -31,8 +38,19 @@ pub struct Node {
     pub spoke: bool,
     pub load_permille: Option<u32>,
     pub rtt_us: Option<u64>,
+    /// Where it stands in the index of nodes.
+    pub standing: Standing,
+    /// Processors asked for by all that it was given and has not finished, in thousandths.
+    pub given_millis: u64,
+    /// Assigned beyond what is free, in the order in which the agent will admit them.
+    pub queue: VecDeque<TaskKey>,
+    /// Left alone until then, because it kept failing.
+    pub held_until: Option<Time>,
     good: f64,
     bad: f64,
+    noted_at: Time,
+    failed_in_row: u32,
+    failed_at: Option<Time>,
 }
 
 /// A live registration.
@@ -59,8 +77,15 @@ impl Node {
             spoke: false,
             load_permille: None,
             rtt_us: None,
+            standing: Standing::default(),
+            given_millis: 0,
+            queue: VecDeque::new(),
+            held_until: None,
             good: 0.0,
             bad: 0.0,
+            noted_at: now,
+            failed_in_row: 0,
+            failed_at: None,
         }
     }
 
@@ -76,6 +101,7 @@ impl Node {
             && self.session.is_some_and(|session| session.open)
             && !self.record.cordoned
             && !self.record.draining
+            && self.held_until.is_none()
     }
 
     /// The agent's tags, overridden by the operator's.
@@ -128,24 +154,60 @@ impl Node {
         }
     }
 
-    /// Thousandths of its processors that are promised.
+    /// Notes how an attempt here ended, in so far as the node answers for it. A node that keeps
+    /// failing is left alone for a while, longer each time; one success makes up for it.
+    pub fn note(&mut self, now: Time, good: bool) {
+        let kept = self.kept(now);
+        (self.good, self.bad, self.noted_at) = (self.good * kept, self.bad * kept, now);
+        if good {
+            self.good += 1.0;
+            self.failed_in_row = 0;
+            return;
+        }
+        self.bad += 1.0;
+        // What fails together, as when a machine restarts, is one failure of the machine.
+        if self.failed_at.is_some_and(|at| now.since(at) < TOGETHER_MS) {
+            return;
+        }
+        self.failed_at = Some(now);
+        self.failed_in_row += 1;
+        if self.failed_in_row >= PATIENCE {
+            let doubled = HOLD_MS.0 << (self.failed_in_row - PATIENCE).min(16);
+            self.held_until = Some(now.plus(doubled.min(HOLD_MS.1)));
+        }
+    }
+
+    /// What is left by now of the weight of what was noted.
+    fn kept(&self, now: Time) -> f64 {
+        0.5_f64.powf(now.since(self.noted_at) as f64 / HALF_LIFE_MS)
+    }
+
+    /// Share of attempts that the node did not spoil, 0 to 1, with a prior of four good ones;
+    /// older ones count less.
     #[must_use]
-    pub fn used_permille(&self) -> u64 {
+    pub fn reliability(&self, now: Time) -> f64 {
+        let kept = self.kept(now);
+        (self.good * kept + PRIOR) / ((self.good + self.bad) * kept + PRIOR)
+    }
+
+    /// How many more tasks its short queue takes: as many as it has slots, all together.
+    #[must_use]
+    pub fn queue_room(&self) -> usize {
+        let slots = self.facts.as_ref().map_or(0, |facts| facts.slots as usize);
+        slots.saturating_sub(self.queue.len())
+    }
+
+    /// Where it stands now.
+    #[must_use]
+    pub fn stands(&self, now: Time, by: &Coefficients) -> Standing {
         let total = self.facts.as_ref().map_or(0, |facts| facts.total.cpu_millis);
-        (self.used.cpu_millis * 1000).checked_div(total).unwrap_or(1000)
-    }
-
-    /// Notes how an attempt here ended, in so far as the node answers for it.
-    pub fn note(&mut self, good: bool) {
-        self.good *= AGEING;
-        self.bad *= AGEING;
-        if good { self.good += 1.0 } else { self.bad += 1.0 }
-    }
-
-    /// Share of attempts that the node did not spoil, 0 to 1, with a prior of four good ones.
-    #[must_use]
-    pub fn reliability(&self) -> f64 {
-        (self.good + PRIOR) / (self.good + self.bad + PRIOR)
+        let takes = self.takes_work() && total > 0;
+        let score = Terms::of(self, now).key(by);
+        Standing {
+            open: (takes && self.used.cpu_millis < total).then_some(score),
+            feeds: (takes && self.queue_room() > 0).then_some(score),
+            queued: (!self.queue.is_empty()).then_some(self.queue.len() as u64),
+        }
     }
 
     /// Smooths a round trip into the estimate (RFC 6298, alpha 1/8).
@@ -170,7 +232,7 @@ impl Node {
             load_permille: self.load_permille,
             running,
             queued: self.tasks.len() as u32 - running,
-            reliability: self.reliability(),
+            reliability: self.reliability(now),
             slots: facts.slots,
             slots_free: ((cpu_free / 1000) as u32).min(facts.slots),
             cpu_millis_free: cpu_free,

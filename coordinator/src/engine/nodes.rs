@@ -10,7 +10,7 @@ use super::{
     event::{Held, NodeChange, Registration, ReplyId},
     machine::Engine,
     node::{Node, Session},
-    types::{NodeState, TaskState, Time},
+    types::{NodeState, Resources, TaskState, Time},
 };
 
 impl Engine {
@@ -29,7 +29,8 @@ impl Engine {
         node.resend.clear();
         let tasks: Vec<TaskKey> = node.tasks.iter().copied().collect();
         fx.writes.push(Write::Node { record: node.record.clone(), facts: Some(new.encoded_facts.clone()) });
-        self.account(new.node);
+        self.account(now, new.node);
+        self.facts += 1;
 
         let held: BTreeMap<AttemptKey, Held> = new.inventory.iter().copied().collect();
         for key in tasks {
@@ -47,7 +48,7 @@ impl Engine {
                 (*attempt, verdict)
             })
             .collect();
-        self.reopen(new.node);
+        self.reindex(now, new.node);
         fx.says.push(Say::Reply(reply, Reply::Registered { verdicts }));
     }
 
@@ -87,27 +88,43 @@ impl Engine {
         }
     }
 
-    /// Recomputes what is used of a node: its facts, and so its shares, may have changed.
-    pub(super) fn account(&mut self, id: NodeId) {
+    /// Recomputes what is used of a node: its facts, and so its shares, may have changed. What
+    /// has begun is counted first, the rest in the order of its assignment as far as it fits.
+    pub(super) fn account(&mut self, now: Time, id: NodeId) {
         let Some(mut node) = self.nodes.remove(&id) else { return };
-        node.used = super::types::Resources::default();
-        for key in node.tasks.clone() {
+        (node.used, node.given_millis) = (Resources::default(), 0);
+        node.queue.clear();
+        let mut order: Vec<(bool, Time, TaskKey)> = Vec::new();
+        for key in node.tasks.iter().copied() {
+            self.settle_withdrawal(key);
+            if let Some(placed) = self.task(key).and_then(|task| task.placed()) {
+                order.push((placed.started_at.is_none(), placed.assigned_at, key));
+            }
+        }
+        order.sort_unstable();
+        for (unstarted, _, key) in order {
             let Some(class) = self.definition(key.job, key.task).map(|definition| definition.class) else {
                 continue;
             };
             let Some(wanted) = self.classes.requirements(class) else { continue };
             let share = node.share(&wanted.resources);
-            node.take(&share);
+            let granted = !unstarted || (node.queue.is_empty() && node.fits(&share));
+            node.given_millis += share.cpu_millis;
+            if granted {
+                node.take(&share);
+            } else {
+                node.queue.push_back(key);
+            }
             if let Some(placed) = self.task_mut(key).and_then(|task| task.placed_mut()) {
-                placed.taken = share;
+                (placed.taken, placed.granted) = (share, granted);
             }
         }
         self.nodes.insert(id, node);
-        self.reopen(id);
+        self.reindex(now, id);
     }
 
     /// The assignment stream is there: what it missed is said now.
-    pub(super) fn open_session(&mut self, id: NodeId, session: SessionId, fx: &mut Effects) {
+    pub(super) fn open_session(&mut self, now: Time, id: NodeId, session: SessionId, fx: &mut Effects) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(live) = node.session.as_mut().filter(|live| live.id == session) else { return };
         live.open = true;
@@ -121,15 +138,15 @@ impl Engine {
                 self.say_cancel(id, attempt, fx);
             }
         }
-        self.reopen(id);
+        self.reindex(now, id);
     }
 
-    pub(super) fn close_session(&mut self, id: NodeId, session: SessionId) {
+    pub(super) fn close_session(&mut self, now: Time, id: NodeId, session: SessionId) {
         if let Some(node) = self.nodes.get_mut(&id)
             && node.session.is_some_and(|live| live.id == session)
         {
             node.session = None;
-            self.reopen(id);
+            self.reindex(now, id);
         }
     }
 
@@ -150,6 +167,7 @@ impl Engine {
             node.measure(rtt);
         }
         self.heard(now, id);
+        self.reindex(now, id);
     }
 
     /// The node spoke.
@@ -159,7 +177,7 @@ impl Engine {
         node.spoke = true;
         if node.session.is_some() && node.state != NodeState::Healthy {
             node.state = NodeState::Healthy;
-            self.reopen(id);
+            self.reindex(now, id);
         } else if node.state == NodeState::Offline {
             // A word on an old stream. What it adopts must be given up again if the node does
             // not register after all, so its silence counts from here.
@@ -191,7 +209,7 @@ impl Engine {
             }
         }
         for id in suspected {
-            self.reopen(id);
+            self.reindex(now, id);
         }
         for id in gone {
             self.give_up(now, id, fx);
@@ -217,7 +235,7 @@ impl Engine {
             definition.again.insert(key.index);
             self.requeue(key.job, key.task);
         }
-        self.reopen(id);
+        self.reindex(now, id);
     }
 
     /// An operator changes a node.
@@ -247,7 +265,12 @@ impl Engine {
             }
         }
         fx.writes.push(Write::Node { record: node.record.clone(), facts: None });
-        self.reopen(id);
+        if *change == NodeChange::Drain {
+            self.withdraw_all(id, fx);
+        }
+        // The operator's tags are facts to the filter.
+        self.facts += 1;
+        self.reindex(now, id);
         if let Some(node) = self.nodes.get(&id) {
             fx.says.push(Say::Reply(reply, Reply::Node(Box::new(self.view(now, node)))));
         }

@@ -1,4 +1,4 @@
-//! A round of placement: waiting tasks meet open nodes. See `placement/README.md`.
+//! A round of placement: waiting tasks meet nodes. See `placement/README.md`.
 
 use std::collections::BTreeMap;
 
@@ -8,41 +8,81 @@ use super::{
     cancel::lost,
     effect::{Effects, Say},
     machine::Engine,
-    placement::{Candidates, ClassId, QueueKey},
+    placement::{Candidates, ClassId, Offer, QueueKey},
     task::{Phase, Placed, Task},
-    types::{Resources, TaskState, Time},
+    types::{Requirements, Resources, TaskState, Time},
 };
 
 impl Engine {
-    /// Gives waiting tasks to open nodes, by priority and age, until one of them runs out.
+    /// Gives waiting tasks to nodes, by priority and age: first what is free, then places in
+    /// the short queues of busy nodes.
     pub(super) fn place(&mut self, now: Time, fx: &mut Effects) {
-        if self.classes.nothing_waits() || self.open.is_empty() {
+        self.serve(now, Offer::Free, fx);
+        self.serve(now, Offer::Queue, fx);
+    }
+
+    fn serve(&mut self, now: Time, offer: Offer, fx: &mut Effects) {
+        if self.classes.nothing_waits() || self.none_offers(offer) {
             return;
         }
         let mut heads = self.classes.heads();
         let mut rounds: BTreeMap<ClassId, Candidates> = BTreeMap::new();
         while let Some((key, class)) = heads.pop_first() {
             let Some(wanted) = self.classes.requirements(class) else { continue };
-            let candidates = rounds.entry(class).or_insert_with(|| {
-                Candidates::gather(self.open.iter().filter_map(|id| self.nodes.get(id)), &wanted)
-            });
-            loop {
-                if !self.definition(key.job, key.task).is_some_and(super::job::Definition::has_waiting) {
+            let mut candidates = match rounds.remove(&class) {
+                Some(candidates) => candidates,
+                None => self.candidates(class, offer, &wanted),
+            };
+            let exhausted = loop {
+                if !self.has_for(offer, key, class) {
                     // This definition is served; the next one of the class may go on.
-                    if let Some(next) = self.classes.head(class) {
+                    if let Some(next) = self.classes.after(class, key) {
                         heads.insert((next, class));
                     }
-                    break;
+                    break false;
                 }
-                let Some((node, share)) = candidates.choose(&self.nodes, &wanted.resources) else { break };
-                if self.assign(now, key, node, share, fx)
+                let Some((node, share)) = candidates.choose(&self.index, &self.nodes, &wanted) else {
+                    break true;
+                };
+                if self.assign(now, key, node, share, offer, fx)
                     && let Some(node) = self.nodes.get(&node)
                 {
                     candidates.offer(node);
                 }
-                if self.open.is_empty() {
-                    return;
-                }
+            };
+            if exhausted {
+                self.classes.exhaust(class, offer, self.index.position());
+            }
+            if self.none_offers(offer) {
+                return;
+            }
+            rounds.insert(class, candidates);
+        }
+    }
+
+    fn none_offers(&self, offer: Offer) -> bool {
+        match offer {
+            Offer::Free => self.index.open.is_empty(),
+            Offer::Queue => self.index.feeds.is_empty(),
+        }
+    }
+
+    fn candidates(&mut self, class: ClassId, offer: Offer, wanted: &Requirements) -> Candidates {
+        match self.classes.worth_a_look(class, offer, &self.index, &self.nodes, self.facts) {
+            Some(ids) => Candidates::among(offer, ids, &self.nodes, wanted),
+            None => Candidates::all(offer),
+        }
+    }
+
+    /// Whether a definition has something for an offer: short queues take only short tasks,
+    /// and nothing whose node may yet come back.
+    fn has_for(&self, offer: Offer, key: QueueKey, class: ClassId) -> bool {
+        let Some(definition) = self.definition(key.job, key.task) else { return false };
+        match offer {
+            Offer::Free => definition.has_waiting(),
+            Offer::Queue => {
+                let run_ms = definition.run_ms.or_else(|| self.classes.run_ms(class));
+                definition.has_waiting() && run_ms.is_some_and(|run| run < self.settings.feed_below_ms)
             }
         }
     }
@@ -55,6 +95,7 @@ impl Engine {
         queue: QueueKey,
         node: NodeId,
         share: Resources,
+        offer: Offer,
         fx: &mut Effects,
     ) -> bool {
         let Some((boot, session)) = self.nodes.get(&node).and_then(|at| Some((at.boot()?, at.session?)))
@@ -63,7 +104,13 @@ impl Engine {
         };
         let Some((key, since)) = self.next_waiting(now, queue, fx) else { return true };
         let Some(at) = self.nodes.get_mut(&node) else { return false };
-        at.take(&share);
+        let granted = offer == Offer::Free;
+        at.given_millis += share.cpu_millis;
+        if granted {
+            at.take(&share);
+        } else {
+            at.queue.push_back(key);
+        }
         at.tasks.insert(key);
         let Some(definition) = self.definition_mut(key.job, key.task) else { return false };
         definition.again.remove(&key.index);
@@ -81,13 +128,15 @@ impl Engine {
             assigned_at: now,
             started_at: None,
             sandbox: None,
+            granted,
+            withdrawing: false,
             cancelling: false,
             unreachable: false,
         });
         let attempt = AttemptKey { task: key, number: task.attempt };
         self.shift(key.job, key.task, TaskState::Queued, TaskState::Assigned, 1);
         self.requeue(key.job, key.task);
-        self.reopen(node);
+        self.reindex(now, node);
         self.write_task(key, fx);
         fx.says.push(Say::Dispatch { node, session: session.id, attempt });
         fx.says.push(Say::Placed { node, waited_ms: now.since(since) });

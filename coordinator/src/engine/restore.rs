@@ -176,6 +176,8 @@ impl Engine {
                     assigned_at: place.assigned_at,
                     started_at: place.started_at,
                     sandbox: place.sandbox,
+                    granted: true,
+                    withdrawing: false,
                     cancelling,
                     unreachable: false,
                 })

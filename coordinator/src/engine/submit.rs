@@ -88,6 +88,7 @@ impl Engine {
                     dropped: Elements::default(),
                     counts,
                     ready_at: Time::default(),
+                    run_ms: None,
                 }
             })
             .collect();

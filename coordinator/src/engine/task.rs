@@ -38,6 +38,10 @@ pub struct Placed {
     /// None until the agent says so.
     pub started_at: Option<Time>,
     pub sandbox: Option<SandboxLevel>,
+    /// Counted among what the node uses; otherwise it waits in the node's short queue.
+    pub granted: bool,
+    /// It was asked back from the node's short queue.
+    pub withdrawing: bool,
     /// Its end was asked for: exactly while its job is ending.
     pub cancelling: bool,
     /// Its node is offline: it stays current until a replacement is committed.

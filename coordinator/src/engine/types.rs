@@ -5,6 +5,7 @@ use std::{
     ops::{Index, IndexMut},
 };
 
+pub use super::placement::Coefficients;
 pub use mesh_proto::v1::{Cause, JobState, NodeState, SandboxLevel, TaskState};
 
 /// A moment in milliseconds of database time. The shell reads it from a boot-time clock that
@@ -152,10 +153,20 @@ pub struct Settings {
     pub offline_after_ms: u64,
     /// Backoff after a loss of the infrastructure, in milliseconds.
     pub lost_backoff_ms: u64,
+    /// Only tasks that run shorter than this are put into a node's short queue, in
+    /// milliseconds; 0: none is.
+    pub feed_below_ms: u64,
+    pub coefficients: Coefficients,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { suspect_after_ms: 15_000, offline_after_ms: 30_000, lost_backoff_ms: 200 }
+        Self {
+            suspect_after_ms: 15_000,
+            offline_after_ms: 30_000,
+            lost_backoff_ms: 200,
+            feed_below_ms: 2_000,
+            coefficients: Coefficients::default(),
+        }
     }
 }

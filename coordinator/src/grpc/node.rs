@@ -344,8 +344,10 @@ async fn take_event(
             let end = Arc::new(convert::end(ended)?);
             core.tell(Event::AttemptEnded { node, attempt, end }).await?;
         }
-        // Withdrawals come with the short queue at the nodes; nothing asks for one yet.
-        Some(attempt_event::Event::Withdrawn(_)) | None => {}
+        Some(attempt_event::Event::Withdrawn(_)) => {
+            core.tell(Event::AttemptWithdrawn { node, attempt }).await?;
+        }
+        None => {}
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ const QUEUE: usize = 16 * 1024;
 pub enum Command {
     Dispatch(AttemptKey),
     Cancel(AttemptKey, String),
+    Withdraw(AttemptKey),
     RegisterAgain,
 }
 

@@ -58,6 +58,9 @@ impl Outside for Voice {
             Say::Cancel { node, session, attempt, reason } => {
                 self.sessions.command(node, session, Command::Cancel(attempt, reason));
             }
+            Say::Withdraw { node, session, attempt } => {
+                self.sessions.command(node, session, Command::Withdraw(attempt));
+            }
             Say::EndSession { node, session } => self.sessions.end(node, session),
             Say::Ack { node, attempt, ack, ended } => {
                 if ended && ack == Ack::Durable {
@@ -137,6 +140,7 @@ pub async fn speak_assignments(
                 Command::Cancel(attempt, reason) => {
                     message.cancels.push(CancelAttempt { attempt: Some(attempt.into()), reason });
                 }
+                Command::Withdraw(attempt) => message.withdrawals.push(attempt.into()),
                 Command::RegisterAgain => message.register_again = true,
             }
             if message.encoded_len() > MESSAGE && !send(&out, &core, &mut message).await {

@@ -4,12 +4,13 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::Arc,
 };
 
-use mesh_proto::ids::JobNumber;
+use mesh_proto::ids::{JobNumber, NodeId};
 
-use super::super::types::Requirements;
+use super::{super::types::Requirements, Index, Nodes, Offer, admits};
 
 /// Names a class while it has members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +29,11 @@ impl QueueKey {
     pub fn new(priority: u8, job: JobNumber, task: u32) -> Self {
         Self { priority: Reverse(priority), job, task }
     }
+
+    #[must_use]
+    pub fn priority(&self) -> u8 {
+        self.priority.0
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -36,6 +42,22 @@ struct Class {
     members: u64,
     /// Definitions with something that waits for a node.
     waiting: BTreeSet<QueueKey>,
+    /// When no node was left for it, by offer: the index's position then. Only nodes that
+    /// changed since need a look.
+    exhausted: [Option<u64>; 2],
+    /// The nodes that the filter admits, when they are few, and the facts that this is true of.
+    few: Option<(u64, Option<Arc<Vec<NodeId>>>)>,
+    /// How long its tasks run, smoothed, in milliseconds; none before the first ended.
+    run_ms: Option<u64>,
+}
+
+/// A class is remembered with its nodes when they are at most one in so many.
+const SELECTIVE: usize = 16;
+
+/// An average in which the newest counts a quarter.
+#[must_use]
+pub fn smooth(old: Option<u64>, new: u64) -> u64 {
+    old.map_or(new, |old| (old * 3 + new) / 4)
 }
 
 /// All classes that have members.
@@ -61,7 +83,17 @@ impl Classes {
         self.next += 1;
         let requirements = Arc::new(requirements.clone());
         self.by_requirements.insert(Arc::clone(&requirements), id);
-        self.by_id.insert(id, Class { requirements, members: 1, waiting: BTreeSet::new() });
+        self.by_id.insert(
+            id,
+            Class {
+                requirements,
+                members: 1,
+                waiting: BTreeSet::new(),
+                exhausted: [None; 2],
+                few: None,
+                run_ms: None,
+            },
+        );
         id
     }
 
@@ -90,6 +122,61 @@ impl Classes {
                 self.heads.insert((head, id));
             }
         }
+    }
+
+    /// The nodes worth a look for a class; none: all of them. A class that few nodes suit
+    /// remembers them; one that found nothing before looks only at what changed since.
+    pub fn worth_a_look(
+        &mut self,
+        id: ClassId,
+        offer: Offer,
+        index: &Index,
+        nodes: &Nodes,
+        facts: u64,
+    ) -> Option<Vec<NodeId>> {
+        let class = self.by_id.get_mut(&id)?;
+        if let Some(changed) = class.exhausted[offer as usize].and_then(|at| index.changed_since(at)) {
+            return Some(changed.into_iter().collect());
+        }
+        if class.few.as_ref().is_none_or(|(of, _)| *of != facts) {
+            let most = nodes.len() / SELECTIVE;
+            let admitted = nodes.values().filter(|node| admits(&class.requirements, node).is_ok());
+            let few: Vec<NodeId> = admitted.map(|node| node.record.id).take(most + 1).collect();
+            class.few = Some((facts, (few.len() <= most).then(|| Arc::new(few))));
+        }
+        class.few.as_ref()?.1.as_ref().map(|few| few.to_vec())
+    }
+
+    /// Notes that a round left nothing for a class at this position of the index.
+    pub fn exhaust(&mut self, id: ClassId, offer: Offer, position: u64) {
+        if let Some(class) = self.by_id.get_mut(&id) {
+            class.exhausted[offer as usize] = Some(position);
+        }
+    }
+
+    /// Notes how long a task of a class ran.
+    pub fn ran(&mut self, id: ClassId, run_ms: u64) {
+        if let Some(class) = self.by_id.get_mut(&id) {
+            class.run_ms = Some(smooth(class.run_ms, run_ms));
+        }
+    }
+
+    /// How long tasks of a class run, in milliseconds.
+    #[must_use]
+    pub fn run_ms(&self, id: ClassId) -> Option<u64> {
+        self.by_id.get(&id)?.run_ms
+    }
+
+    /// The definition of a class that waits behind `key`.
+    #[must_use]
+    pub fn after(&self, id: ClassId, key: QueueKey) -> Option<QueueKey> {
+        self.by_id.get(&id)?.waiting.range((Bound::Excluded(key), Bound::Unbounded)).next().copied()
+    }
+
+    /// Definitions of a class that wait, and those of all classes that are served before `key`.
+    #[must_use]
+    pub fn ahead(&self, key: QueueKey) -> usize {
+        self.by_id.values().map(|class| class.waiting.range(..key).count()).sum()
     }
 
     #[must_use]

@@ -1,17 +1,22 @@
 //! Where a task runs. See `README.md` beside this file.
 //!
-//! May enter: the filter, the order among nodes, and the queues of waiting tasks by class.
-//! No job state: the machine says what waits and what was placed.
+//! May enter: the filter, the score, the index of nodes, and the queues of waiting tasks by
+//! class. No job state: the machine says what waits and what was placed.
 
 mod class;
 mod filter;
+mod index;
+mod score;
 
-pub use class::{ClassId, Classes, QueueKey};
+pub use class::{ClassId, Classes, QueueKey, smooth};
 pub use filter::{Unfit, admits};
+pub use index::{Index, Standing};
+pub use score::{Coefficients, Terms};
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    ops::Bound,
 };
 
 use mesh_proto::ids::NodeId;
@@ -24,42 +29,114 @@ use super::{
 /// Nodes by id, in a fixed order, so that equal histories decide alike.
 pub type Nodes = BTreeMap<NodeId, Node>;
 
-/// The nodes that one class may use during one round, emptiest first.
+/// What a round gives: something free, or a place in a node's short queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    Free = 0,
+    Queue = 1,
+}
+
+impl Offer {
+    fn key(self, node: &Node) -> Option<u64> {
+        match self {
+            Self::Free => node.standing.open,
+            Self::Queue => node.standing.feeds,
+        }
+    }
+
+    fn order(self, index: &Index) -> &BTreeSet<(u64, NodeId)> {
+        match self {
+            Self::Free => &index.open,
+            Self::Queue => &index.feeds,
+        }
+    }
+}
+
+/// The nodes that one class may use during one round, best first. Each node is looked at once:
+/// the order is walked as far as it is needed, and what was found stays at hand.
+#[derive(Debug)]
 pub struct Candidates {
-    heap: BinaryHeap<Reverse<(u64, NodeId)>>,
+    offer: Offer,
+    found: BinaryHeap<Reverse<(u64, NodeId)>>,
+    /// How far the order was walked; none: to its end.
+    walked: Option<Option<(u64, NodeId)>>,
 }
 
 impl Candidates {
-    /// Those of `open` (nodes that take work and have something free) that the filter admits.
-    pub fn gather<'a>(open: impl Iterator<Item = &'a Node>, wanted: &Requirements) -> Self {
-        let heap = open
-            .filter(|node| node.takes_work() && admits(wanted, node).is_ok())
-            .map(|node| Reverse((node.used_permille(), node.record.id)))
-            .collect();
-        Self { heap }
+    /// All nodes that offer something.
+    #[must_use]
+    pub fn all(offer: Offer) -> Self {
+        Self { offer, found: BinaryHeap::new(), walked: Some(None) }
     }
 
-    /// The emptiest node on which `wanted` fits now, and what it takes there. Nodes that are
-    /// full leave the round: resources are only taken during one.
-    pub fn choose(&mut self, nodes: &Nodes, wanted: &Resources) -> Option<(NodeId, Resources)> {
-        while let Some(Reverse((key, id))) = self.heap.pop() {
+    /// Only these nodes: the others were looked at before and have not changed since.
+    #[must_use]
+    pub fn among(
+        offer: Offer,
+        ids: impl IntoIterator<Item = NodeId>,
+        nodes: &Nodes,
+        wanted: &Requirements,
+    ) -> Self {
+        let found = ids
+            .into_iter()
+            .filter_map(|id| {
+                let node = nodes.get(&id)?;
+                let key = offer.key(node)?;
+                admits(wanted, node).is_ok().then_some(Reverse((key, id)))
+            })
+            .collect();
+        Self { offer, found, walked: None }
+    }
+
+    /// The best node that takes a task with these requirements now, and what it takes there.
+    pub fn choose(
+        &mut self,
+        index: &Index,
+        nodes: &Nodes,
+        wanted: &Requirements,
+    ) -> Option<(NodeId, Resources)> {
+        loop {
+            self.walk(index, nodes, wanted);
+            let Reverse((key, id)) = self.found.pop()?;
             let Some(node) = nodes.get(&id) else { continue };
-            let share = node.share(wanted);
-            if !node.fits(&share) {
-                continue;
+            match self.offer.key(node) {
+                // Nothing left there.
+                None => {}
+                // It was used meanwhile: back to its place.
+                Some(now) if now != key => self.found.push(Reverse((now, id))),
+                Some(_) => {
+                    let share = node.share(&wanted.resources);
+                    if self.offer == Offer::Queue || node.fits(&share) {
+                        return Some((id, share));
+                    }
+                }
             }
-            if node.used_permille() != key {
-                // Another class used it meanwhile: back to its place.
-                self.heap.push(Reverse((node.used_permille(), id)));
-                continue;
-            }
-            return Some((id, share));
         }
-        None
     }
 
     /// Offers a node again after it was given a task.
     pub fn offer(&mut self, node: &Node) {
-        self.heap.push(Reverse((node.used_permille(), node.record.id)));
+        if let Some(key) = self.offer.key(node) {
+            self.found.push(Reverse((key, node.record.id)));
+        }
+    }
+
+    /// Walks the order until its next node is no better than the best one at hand.
+    fn walk(&mut self, index: &Index, nodes: &Nodes, wanted: &Requirements) {
+        while let Some(past) = self.walked {
+            let from = past.map_or(Bound::Unbounded, Bound::Excluded);
+            let next = self.offer.order(index).range((from, Bound::Unbounded)).next().copied();
+            let Some((key, id)) = next else {
+                self.walked = None;
+                return;
+            };
+            if self.found.peek().is_some_and(|Reverse(best)| *best <= (key, id)) {
+                return;
+            }
+            self.walked = Some(Some((key, id)));
+            if nodes.get(&id).is_some_and(|node| admits(wanted, node).is_ok()) {
+                self.found.push(Reverse((key, id)));
+            }
+        }
     }
 }

@@ -93,7 +93,7 @@ fn a_million_elements_are_one_range() {
 
 #[test]
 fn a_million_elements_that_wait_for_others_are_ranges_too() {
-    let mut mesh = Mesh::with_nodes(1);
+    let mut mesh = Mesh::with_nodes(1).without_queues();
     let wide = NewDefinition { needs: needs(0), ..array("b", 1_000_000) };
     let number = mesh.submit(job(vec![task("a"), wide]));
     assert_eq!(mesh.counts(number)[TaskState::Blocked], 1_000_000);

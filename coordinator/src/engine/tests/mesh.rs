@@ -48,6 +48,12 @@ impl Mesh {
         }
     }
 
+    /// No task waits at a node.
+    pub fn without_queues(mut self) -> Self {
+        self.engine.settings.feed_below_ms = 0;
+        self
+    }
+
     /// A mesh with so many nodes of one core each, numbered from 0.
     pub fn with_nodes(count: u32) -> Self {
         let mut mesh = Self::new();
@@ -241,6 +247,21 @@ impl Mesh {
     }
 
     /// The attempts whose end the last step asked for.
+    /// The attempts that the last step asked back.
+    pub fn withdrawals(&self) -> Vec<AttemptKey> {
+        let withdrawn = |say: &Say| match say {
+            Say::Withdraw { attempt, .. } => Some(*attempt),
+            _ => None,
+        };
+        self.says.iter().filter_map(withdrawn).collect()
+    }
+
+    /// The agent gives an attempt back.
+    pub fn give_back(&mut self, attempt: AttemptKey) -> &[Say] {
+        let node = self.store.attempts[&attempt].node;
+        self.step(Event::AttemptWithdrawn { node, attempt })
+    }
+
     pub fn cancels(&self) -> Vec<AttemptKey> {
         self.says
             .iter()

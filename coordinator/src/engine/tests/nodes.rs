@@ -320,7 +320,7 @@ fn a_node_that_nobody_knows_cannot_be_changed() {
 
 #[test]
 fn a_node_that_shrank_finishes_what_it_has_and_gets_no_more_until_it_fits() {
-    let mut mesh = Mesh::new();
+    let mut mesh = Mesh::new().without_queues();
     mesh.join(0, facts(2));
     let number = mesh.submit(job(vec![array("a", 3)]));
     let held: Vec<_> = [0, 1].map(|index| (mesh.start_task(key(number, 0, index)), Held::Running)).into();
@@ -391,7 +391,7 @@ fn faults_of_the_node_lower_its_reliability_and_faults_of_tasks_do_not() {
     let after = |end: fn() -> crate::engine::event::AttemptEnd| {
         let (mut mesh, attempt) = running();
         mesh.end(attempt, end());
-        mesh.engine.nodes[&node_id(0)].reliability()
+        mesh.engine.nodes[&node_id(0)].reliability(mesh.now)
     };
     assert!(after(|| ended(Cause::Infra)) < 1.0);
     assert!(after(|| ended(Cause::Infra)) > 0.5, "one failure does not condemn a new node");

@@ -191,6 +191,7 @@ impl Store {
                 .get(&view.row.number)
                 .is_some_and(|job| job.row == view.row && job.definitions == view.definitions),
             Say::Cancel { .. }
+            | Say::Withdraw { .. }
             | Say::EndSession { .. }
             | Say::Ack { ack: Ack::Stale, .. }
             | Say::Ended { .. }
