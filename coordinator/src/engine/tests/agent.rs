@@ -19,6 +19,7 @@ use crate::engine::{
 enum Order {
     Start(AttemptKey),
     Cancel(AttemptKey),
+    GiveBack(AttemptKey),
 }
 
 /// An attempt that the agent wrote down.
@@ -26,7 +27,19 @@ enum Order {
 struct Work {
     cancelled: bool,
     started: bool,
+    /// To be told that it was not begun.
+    given_back: bool,
     end: Option<Arc<AttemptEnd>>,
+}
+
+impl Work {
+    fn new() -> Self {
+        Self { cancelled: false, started: false, given_back: false, end: None }
+    }
+
+    fn waits(&self) -> bool {
+        !self.started && !self.given_back && self.end.is_none()
+    }
 }
 
 #[derive(Debug)]
@@ -110,6 +123,9 @@ impl Agent {
             Say::Cancel { node, session, attempt, .. } if *node == here && heard == Some(*session) => {
                 self.inbox.push_back(Order::Cancel(*attempt));
             }
+            Say::Withdraw { node, session, attempt } if *node == here && heard == Some(*session) => {
+                self.inbox.push_back(Order::GiveBack(*attempt));
+            }
             Say::EndSession { node, session } if *node == here && self.session == Some(*session) => {
                 self.disconnect();
             }
@@ -120,6 +136,7 @@ impl Agent {
             }
             Say::Dispatch { .. }
             | Say::Cancel { .. }
+            | Say::Withdraw { .. }
             | Say::EndSession { .. }
             | Say::Ack { .. }
             | Say::Reply(..)
@@ -134,12 +151,16 @@ impl Agent {
         for order in std::mem::take(&mut self.inbox) {
             match order {
                 Order::Start(attempt) => {
-                    let new = Work { cancelled: false, started: false, end: None };
-                    self.held.entry(attempt).or_insert(new);
+                    self.held.entry(attempt).or_insert_with(Work::new);
+                }
+                Order::GiveBack(attempt) => {
+                    let work = self.held.entry(attempt).or_insert_with(Work::new);
+                    work.given_back |= work.waits();
                 }
                 Order::Cancel(attempt) => {
                     let Some(work) = self.held.get_mut(&attempt) else { continue };
                     work.cancelled = true;
+                    work.given_back = false;
                     if !work.started && work.end.is_none() {
                         work.end = Some(Arc::new(AttemptEnd::declared(Cause::Cancelled, "before its start")));
                     }
@@ -148,12 +169,13 @@ impl Agent {
         }
     }
 
-    /// Starts one of the attempts that wait here. An attempt is never started twice.
-    pub fn start(&mut self, pick: usize) -> Result<bool, String> {
+    /// Starts one of the attempts that wait here and are not among the `queued`, which wait for
+    /// resources. An attempt is never started twice.
+    pub fn start(&mut self, pick: usize, queued: &BTreeSet<AttemptKey>) -> Result<bool, String> {
         let waiting: Vec<AttemptKey> = self
             .held
             .iter()
-            .filter(|(_, work)| !work.started && work.end.is_none())
+            .filter(|(attempt, work)| work.waits() && !queued.contains(attempt))
             .map(|(attempt, _)| *attempt)
             .collect();
         let Some(attempt) = choose(&waiting, pick) else { return Ok(false) };
@@ -190,6 +212,7 @@ impl Agent {
             Some(told) if end || !work.started => {
                 Some(Event::AttemptEnded { node, attempt, end: Arc::clone(told) })
             }
+            _ if work.given_back => Some(Event::AttemptWithdrawn { node, attempt }),
             _ if work.started => Some(Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic }),
             _ => None,
         }

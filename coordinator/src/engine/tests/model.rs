@@ -437,7 +437,10 @@ impl World {
                 self.agent(node).obey();
                 Ok(())
             }
-            Op::Start(node, pick) => self.agent(node).start(pick).map(|_| ()),
+            Op::Start(node, pick) => {
+                let queued = self.queued();
+                self.agent(node).start(pick, &queued).map(|_| ())
+            }
             Op::Finish(node, pick, how) => {
                 let agent = self.agent(node);
                 if let Some((attempt, _)) = choose(&agent.running(), pick) {
@@ -450,9 +453,10 @@ impl World {
                 None => Ok(()),
             },
             Op::Work(node, how) => {
+                let queued = self.queued();
                 let agent = self.agent(node);
                 agent.obey();
-                while agent.start(0)? {}
+                while agent.start(0, &queued)? {}
                 for (attempt, _) in agent.running() {
                     agent.finish(attempt, end(how));
                 }
@@ -488,6 +492,14 @@ impl World {
         }
     }
 
+    /// The attempts that wait for resources at their nodes: agents admit them in the same order.
+    fn queued(&self) -> BTreeSet<AttemptKey> {
+        let queued = self.engine.nodes.values().flat_map(|node| node.queue.iter().copied());
+        queued
+            .filter_map(|key| Some(AttemptKey { task: key, number: self.engine.task(key)?.attempt }))
+            .collect()
+    }
+
     /// The nodes are well and do their work, until every job is over. Node 1, which nobody
     /// needs, may be gone for good. What belongs to a job that is ending only ends on order.
     fn finish_everything(&mut self, without: Option<u32>) -> Checked {
@@ -510,9 +522,10 @@ impl World {
                 return self.check_end();
             }
             for node in well.iter().copied() {
+                let queued = self.queued();
                 let agent = &mut self.agents[node as usize];
                 agent.obey();
-                while agent.start(0)? {}
+                while agent.start(0, &queued)? {}
                 for (attempt, ordered) in agent.running() {
                     let row = self.store.jobs.get(&attempt.task.job).map(|job| &job.row);
                     if ordered || row.is_none_or(|row| row.ending.is_none()) {
