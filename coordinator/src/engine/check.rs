@@ -142,7 +142,7 @@ impl Engine {
         }
         let total = node.facts.as_ref().map_or(0, |facts| facts.total.cpu_millis);
         let stands = node.standing;
-        let takes = node.takes_work() && total > 0;
+        let takes = node.takes_work() && total > 0 && node.reserved.is_none();
         let right = stands.open.is_some() == (takes && node.used.cpu_millis < total)
             && stands.feeds.is_some() == (takes && node.queue_room() > 0)
             && stands.queued.is_some() == !node.queue.is_empty();

@@ -11,7 +11,7 @@ use super::{
     effect::{Effects, JobRow, JobView, Refusal, Reply, Say, Write},
     event::{Event, ReplyId},
     job::{Definition, Job},
-    placement::{Classes, Index, Nodes, QueueKey},
+    placement::{ClassId, Classes, Index, Nodes, QueueKey},
     task::Task,
     types::{Counts, JobState, NodeState, Settings, TaskState, Time},
 };
@@ -32,6 +32,8 @@ pub struct Engine {
     pub(super) facts: u64,
     /// Nodes that are left alone for a while, by its end.
     pub(super) held: BTreeSet<(Time, NodeId)>,
+    /// Nodes that are set aside, each for a class that was passed over.
+    pub(super) reserved: BTreeMap<ClassId, NodeId>,
     /// Tasks that were asked back and not answered for.
     pub(super) withdrawing: usize,
     /// Tasks that wait out a backoff, by its end.
@@ -68,6 +70,7 @@ impl Engine {
             index: Index::default(),
             facts: 0,
             held: BTreeSet::new(),
+            reserved: BTreeMap::new(),
             withdrawing: 0,
             retries: BTreeSet::new(),
             next_job,

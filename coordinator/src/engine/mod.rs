@@ -33,6 +33,7 @@ mod nodes;
 mod place;
 pub mod placement;
 mod ranges;
+mod reserve;
 mod restore;
 mod retry;
 mod submit;

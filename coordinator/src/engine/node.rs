@@ -7,7 +7,7 @@ use mesh_proto::ids::{AttemptKey, BootId, SessionId, TaskKey};
 use super::{
     effect::NodeView,
     event::{Facts, NodeRecord},
-    placement::{Coefficients, Standing, Terms},
+    placement::{ClassId, Coefficients, Standing, Terms},
     types::{NodeState, Resources, Time},
 };
 
@@ -44,6 +44,8 @@ pub struct Node {
     pub given_millis: u64,
     /// Assigned beyond what is free, in the order in which the agent will admit them.
     pub queue: VecDeque<TaskKey>,
+    /// Set aside for a class that was passed over too long.
+    pub reserved: Option<ClassId>,
     /// Left alone until then, because it kept failing.
     pub held_until: Option<Time>,
     good: f64,
@@ -80,6 +82,7 @@ impl Node {
             standing: Standing::default(),
             given_millis: 0,
             queue: VecDeque::new(),
+            reserved: None,
             held_until: None,
             good: 0.0,
             bad: 0.0,
@@ -190,6 +193,13 @@ impl Node {
         (self.good * kept + PRIOR) / ((self.good + self.bad) * kept + PRIOR)
     }
 
+    /// Thousandths of its processors that are promised.
+    #[must_use]
+    pub fn used_permille(&self) -> u64 {
+        let total = self.facts.as_ref().map_or(0, |facts| facts.total.cpu_millis);
+        (self.used.cpu_millis * 1000).checked_div(total).unwrap_or(1000)
+    }
+
     /// How many more tasks its short queue takes: as many as it has slots, all together.
     #[must_use]
     pub fn queue_room(&self) -> usize {
@@ -201,7 +211,7 @@ impl Node {
     #[must_use]
     pub fn stands(&self, now: Time, by: &Coefficients) -> Standing {
         let total = self.facts.as_ref().map_or(0, |facts| facts.total.cpu_millis);
-        let takes = self.takes_work() && total > 0;
+        let takes = self.takes_work() && total > 0 && self.reserved.is_none();
         let score = Terms::of(self, now).key(by);
         Standing {
             open: (takes && self.used.cpu_millis < total).then_some(score),

@@ -1,6 +1,9 @@
 //! Nodes register, speak, fall silent and come back; what they hold is reconciled.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mesh_proto::ids::{AttemptKey, NodeId, SessionId, TaskKey};
 
@@ -29,7 +32,9 @@ impl Engine {
         node.resend.clear();
         let tasks: Vec<TaskKey> = node.tasks.iter().copied().collect();
         fx.writes.push(Write::Node { record: node.record.clone(), facts: Some(new.encoded_facts.clone()) });
-        self.account(now, new.node);
+        let runs = |(attempt, held): &(AttemptKey, Held)| (*held == Held::Running).then_some(*attempt);
+        let running: BTreeSet<AttemptKey> = new.inventory.iter().filter_map(runs).collect();
+        self.account(now, new.node, &running);
         self.facts += 1;
 
         let held: BTreeMap<AttemptKey, Held> = new.inventory.iter().copied().collect();
@@ -89,16 +94,20 @@ impl Engine {
     }
 
     /// Recomputes what is used of a node: its facts, and so its shares, may have changed. What
-    /// has begun is counted first, the rest in the order of its assignment as far as it fits.
-    pub(super) fn account(&mut self, now: Time, id: NodeId) {
+    /// has begun, as far as is known here or as the agent says, is counted first, the rest in
+    /// the order of its assignment as far as it fits.
+    fn account(&mut self, now: Time, id: NodeId, running: &BTreeSet<AttemptKey>) {
         let Some(mut node) = self.nodes.remove(&id) else { return };
         (node.used, node.given_millis) = (Resources::default(), 0);
         node.queue.clear();
         let mut order: Vec<(bool, Time, TaskKey)> = Vec::new();
         for key in node.tasks.iter().copied() {
             self.settle_withdrawal(key);
-            if let Some(placed) = self.task(key).and_then(|task| task.placed()) {
-                order.push((placed.started_at.is_none(), placed.assigned_at, key));
+            let Some(task) = self.task(key) else { continue };
+            let attempt = AttemptKey { task: key, number: task.attempt };
+            if let Some(placed) = task.placed() {
+                let begun = placed.started_at.is_some() || running.contains(&attempt);
+                order.push((!begun, placed.assigned_at, key));
             }
         }
         order.sort_unstable();

@@ -17,6 +17,7 @@ impl Engine {
     /// Gives waiting tasks to nodes, by priority and age: first what is free, then places in
     /// the short queues of busy nodes.
     pub(super) fn place(&mut self, now: Time, fx: &mut Effects) {
+        self.serve_reserved(now, fx);
         self.serve(now, Offer::Free, fx);
         self.serve(now, Offer::Queue, fx);
     }
@@ -27,12 +28,14 @@ impl Engine {
         }
         let mut heads = self.classes.heads();
         let mut rounds: BTreeMap<ClassId, Candidates> = BTreeMap::new();
+        let mut without_room: Vec<ClassId> = Vec::new();
         while let Some((key, class)) = heads.pop_first() {
             let Some(wanted) = self.classes.requirements(class) else { continue };
             let mut candidates = match rounds.remove(&class) {
                 Some(candidates) => candidates,
                 None => self.candidates(class, offer, &wanted),
             };
+            let mut served = false;
             let exhausted = loop {
                 if !self.has_for(offer, key, class) {
                     // This definition is served; the next one of the class may go on.
@@ -44,14 +47,26 @@ impl Engine {
                 let Some((node, share)) = candidates.choose(&self.index, &self.nodes, &wanted) else {
                     break true;
                 };
+                served = true;
                 if self.assign(now, key, node, share, offer, fx)
                     && let Some(node) = self.nodes.get(&node)
                 {
                     candidates.offer(node);
                 }
             };
+            if served {
+                self.classes.served(class);
+                if offer == Offer::Free {
+                    for earlier in std::mem::take(&mut without_room) {
+                        self.passed_over(now, earlier);
+                    }
+                }
+            }
             if exhausted {
                 self.classes.exhaust(class, offer, self.index.position());
+                if !served {
+                    without_room.push(class);
+                }
             }
             if self.none_offers(offer) {
                 return;
@@ -89,7 +104,7 @@ impl Engine {
 
     /// Gives the next waiting task of a definition to a node, and says whether the node can be
     /// offered more.
-    fn assign(
+    pub(super) fn assign(
         &mut self,
         now: Time,
         queue: QueueKey,

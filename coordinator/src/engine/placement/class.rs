@@ -10,7 +10,10 @@ use std::{
 
 use mesh_proto::ids::{JobNumber, NodeId};
 
-use super::{super::types::Requirements, Index, Nodes, Offer, admits};
+use super::{
+    super::types::{Requirements, Time},
+    Index, Nodes, Offer, admits,
+};
 
 /// Names a class while it has members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +50,8 @@ struct Class {
     exhausted: [Option<u64>; 2],
     /// The nodes that the filter admits, when they are few, and the facts that this is true of.
     few: Option<(u64, Option<Arc<Vec<NodeId>>>)>,
+    /// Since when later ones were served while it found no room.
+    passed_over: Option<Time>,
     /// How long its tasks run, smoothed, in milliseconds; none before the first ended.
     run_ms: Option<u64>,
 }
@@ -91,6 +96,7 @@ impl Classes {
                 waiting: BTreeSet::new(),
                 exhausted: [None; 2],
                 few: None,
+                passed_over: None,
                 run_ms: None,
             },
         );
@@ -151,6 +157,18 @@ impl Classes {
     pub fn exhaust(&mut self, id: ClassId, offer: Offer, position: u64) {
         if let Some(class) = self.by_id.get_mut(&id) {
             class.exhausted[offer as usize] = Some(position);
+        }
+    }
+
+    /// Notes that a class found no room while later ones did, and says since when that is so.
+    pub fn passed_over(&mut self, id: ClassId, now: Time) -> Time {
+        self.by_id.get_mut(&id).map_or(now, |class| *class.passed_over.get_or_insert(now))
+    }
+
+    /// Notes that a class was given room.
+    pub fn served(&mut self, id: ClassId) {
+        if let Some(class) = self.by_id.get_mut(&id) {
+            class.passed_over = None;
         }
     }
 

@@ -172,6 +172,10 @@ impl Agent {
     /// Starts one of the attempts that wait here and are not among the `queued`, which wait for
     /// resources. An attempt is never started twice.
     pub fn start(&mut self, pick: usize, queued: &BTreeSet<AttemptKey>) -> Result<bool, String> {
+        // Without a session nobody else reckons with it: what runs may be all there is room for.
+        if self.session.is_none() && !self.running().is_empty() {
+            return Ok(false);
+        }
         let waiting: Vec<AttemptKey> = self
             .held
             .iter()

@@ -215,3 +215,25 @@ fn waiting_is_measured_from_when_a_task_could_run() {
     };
     assert_eq!(waited, [1500]);
 }
+
+#[test]
+fn a_large_task_is_not_starved_by_small_ones() {
+    let mut mesh = Mesh::new().without_queues();
+    mesh.join(0, facts(2));
+    let small = mesh.submit(job(vec![array("s", 1000)]));
+    let large = mesh.submit(NewJob { priority: 9, ..job(vec![wanting(sized(2_000, 0))]) });
+    // The two slots come free one after the other, so that there is never room for the large one.
+    let mut done = 0;
+    while mesh.state(key(small, 0, done)) != TaskState::Completed && done < 200 {
+        mesh.end_task(key(small, 0, done), ok());
+        mesh.pass(100, &[0]);
+        done += 1;
+        if mesh.store.tasks.contains_key(&key(large, 0, 0)) {
+            break;
+        }
+    }
+    assert_eq!(mesh.state(key(large, 0, 0)), TaskState::Assigned, "after {done} small ones");
+    assert!(done < 100, "it waited for {done} small ones");
+    mesh.end_task(key(large, 0, 0), ok());
+    assert_eq!(mesh.counts(small)[TaskState::Assigned], 2, "the node is everybody's again");
+}

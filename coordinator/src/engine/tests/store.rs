@@ -169,7 +169,14 @@ impl Store {
     fn check_say(&self, say: &Say, fx: &Effects) -> Result<(), String> {
         let holds = match say {
             Say::Dispatch { node, attempt, .. } => {
-                let row = self.attempts.get(attempt).filter(|row| row.ended.is_none() && row.node == *node);
+                // What ended in the same batch ended with its session, which nobody hears any more.
+                let ends_now = fx.writes.iter().any(
+                    |write| matches!(write, Write::Attempt(row) if row.key == *attempt && row.ended.is_some()),
+                );
+                let row = self
+                    .attempts
+                    .get(attempt)
+                    .filter(|row| (row.ended.is_none() || ends_now) && row.node == *node);
                 let boot = self.nodes.get(node).and_then(|node| node.boot);
                 row.is_some_and(|row| boot == Some(row.boot))
             }
