@@ -18,3 +18,5 @@ pub mod session;
 pub mod spawn;
 pub mod spec;
 pub mod store;
+#[cfg(test)]
+mod testing;

@@ -62,10 +62,12 @@ use crate::{
 
 /// Connections of readers to the database.
 const POOL: u32 = 12;
+/// A commit that takes longer is given up, and callers are refused until the database answers.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest that a call without a stream may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// An upload that sends nothing for so long is given up.
-const UPLOAD_IDLE: Duration = Duration::from_secs(60);
+const UPLOAD_IDLE: Duration = Duration::from_mins(1);
 /// How often the coordinator's own certificate is replaced.
 const CERTIFICATE_TURN: Duration = Duration::from_hours(24);
 /// How long open calls may take to end at a shutdown.
@@ -369,6 +371,7 @@ fn commit_options(config: &Config, id: CoordinatorId) -> commit::Options {
         takeover: config.timings.leader_takeover,
         beat: config.timings.leader_beat,
         adoption_grace: config.timings.adoption_grace(),
+        patience: DATABASE_PATIENCE,
         queue: config.limits.max_queued_events as usize,
     }
 }

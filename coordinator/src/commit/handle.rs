@@ -161,6 +161,17 @@ impl Core {
         self.queue.send(Message { event, reply: None }).await.map_err(|_| CoreError::Ended)
     }
 
+    /// Has an event handled, after the recovery if one is under way: for streams, which stay
+    /// open meanwhile.
+    pub async fn tell_in_time(&self, event: Event) -> Result<(), CoreError> {
+        let mut phase = self.phase.clone();
+        match phase.wait_for(|phase| *phase != Phase::Recovering).await.map(|phase| *phase) {
+            Ok(Phase::Leading) => {}
+            Ok(Phase::Recovering | Phase::Ended) | Err(_) => return Err(CoreError::Ended),
+        }
+        self.queue.send(Message { event, reply: None }).await.map_err(|_| CoreError::Ended)
+    }
+
     /// Refuses while the engine cannot answer.
     pub fn ready(&self) -> Result<(), CoreError> {
         match *self.phase.borrow() {

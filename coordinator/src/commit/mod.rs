@@ -18,14 +18,21 @@
 //!   everything unfinished, ask the agents to register again. A start takes the same path.
 //! * **Poison.** When the database refuses the rows themselves (SQLSTATE class 22 or 23, or a
 //!   guarded write that hits too few rows), the events of the batch are handled again in
-//!   halves until the guilty one stands alone; that one is refused, the others go through.
-//!   When the outcome is unknown, callers are told `UNAVAILABLE` and agents send again.
+//!   halves, each half on memory that was read anew, until the guilty one stands alone; that
+//!   one is refused, the others go through. When the outcome is unknown, callers are told
+//!   `UNAVAILABLE` and agents send again.
+//! * **Patience.** A commit that does not come back in time counts as failed, so that callers
+//!   are refused instead of kept waiting; its epoch is over before anything new is read.
 //! * **Queue.** Bounded; who asks waits while it is full.
 
+mod batch;
 mod core;
 mod handle;
+mod lead;
 mod outside;
 mod term;
+#[cfg(test)]
+mod tests;
 
 pub use core::{CommitLoop, Options};
 pub use handle::{Core, CoreError, Phase, Standing};

@@ -7,7 +7,8 @@ use crate::engine::{Totals, effect::Say};
 pub trait Outside: Send + 'static {
     fn say(&mut self, say: Say);
 
-    /// A new term began: every agent must register again.
+    /// A new term began: every agent must register again, and who watches must look again, for
+    /// what was committed last may never have been said.
     fn register_again(&mut self);
 
     /// The mesh at a glance, about four times a second.

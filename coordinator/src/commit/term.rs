@@ -1,9 +1,10 @@
 //! A term begins: the lead is taken under a new epoch and memory is read anew.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
-use mesh_proto::ids::CoordinatorId;
+use mesh_proto::ids::{CoordinatorId, Incarnation};
 use sqlx::PgConnection;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::core::Options;
@@ -23,48 +24,79 @@ pub(super) struct Term {
 /// What taking the lead told.
 pub(super) struct Begun {
     pub term: Term,
-    pub row: leader::LeaderRow,
-    /// Boot-time milliseconds before the lead was taken.
+    pub incarnation: Incarnation,
+    pub seq: i64,
+    /// Boot-time milliseconds before seq was raised.
     pub sent_ms: u64,
 }
 
 /// Takes the lead and reads everything unfinished.
 pub(super) async fn begin(store: &Store, options: &Options) -> Result<Begun, StoreError> {
-    let mut connection = store.connection().await?;
-    let seen = leader::read(&mut connection).await?;
-    if let Some(holder) = seen.holder.filter(|holder| *holder != options.id) {
-        wait_for_silence(&mut connection, &seen, holder, options.takeover).await?;
-    }
-    let sent_ms = boot_ms();
-    let seen = leader::LeaderRow { ..leader::read(&mut connection).await? };
-    let row = leader::take(&mut connection, &seen, options.id).await?;
+    let started = boot_ms();
+    let mut connection = connect(store, options).await?;
+    let (row, mut sent_ms) = lead(&mut connection, options).await?;
     let clock = Clock::new(row.now);
-    let snapshot = snapshot::load(&mut connection).await?;
+    let mut seq = row.seq;
+    // What is read must not be older than the lead, and the lead must not look abandoned while
+    // much is read: so a second connection reads, and this one goes on beating.
+    let mut reading = connect(store, options).await?;
+    let snapshot = {
+        let mut load = pin!(snapshot::load(&mut reading));
+        loop {
+            tokio::select! {
+                snapshot = &mut load => break snapshot?,
+                () = sleep(options.beat) => {
+                    sent_ms = boot_ms();
+                    seq = leader::fence(&mut connection, row.epoch).await?;
+                }
+            }
+        }
+    };
     let now = clock.now();
     let (jobs, nodes) = (snapshot.jobs.len(), snapshot.nodes.len());
     let engine = Engine::restore(options.settings.clone(), snapshot, grace(now, options));
-    info!(epoch = row.epoch, jobs, nodes, took_ms = boot_ms() - sent_ms, "leads");
-    Ok(Begun { term: Term { connection, engine, clock, epoch: row.epoch }, row, sent_ms })
+    info!(epoch = row.epoch, jobs, nodes, took_ms = boot_ms() - started, "leads");
+    let term = Term { connection, engine, clock, epoch: row.epoch };
+    Ok(Begun { term, incarnation: row.incarnation, seq, sent_ms })
+}
+
+async fn connect(store: &Store, options: &Options) -> Result<PgConnection, StoreError> {
+    timeout(options.patience, store.connection()).await.unwrap_or(Err(StoreError::Silent))
+}
+
+/// Takes the lead, and says when that was sent.
+async fn lead(
+    connection: &mut PgConnection,
+    options: &Options,
+) -> Result<(leader::LeaderRow, u64), StoreError> {
+    let mut seen = leader::read(connection).await?;
+    if let Some(holder) = seen.holder.filter(|holder| *holder != options.id) {
+        warn!(%holder, wait = ?options.takeover, "another coordinator held the lead; waiting whether it still moves");
+        sleep(options.takeover).await;
+    }
+    loop {
+        let sent_ms = boot_ms();
+        match leader::take(connection, &seen, options.id).await {
+            Ok(row) => return Ok((row, sent_ms)),
+            Err(StoreError::Fenced) => {
+                let now = leader::read(connection).await?;
+                if !still_ours(&seen, &now, options.id) {
+                    return Err(StoreError::Fenced);
+                }
+                // A commit of our last term, whose answer was lost, came through only now.
+                seen = now;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn still_ours(before: &leader::LeaderRow, now: &leader::LeaderRow, id: CoordinatorId) -> bool {
+    before.epoch == now.epoch && before.holder == Some(id) && now.holder == Some(id)
 }
 
 /// The moment from which silence is counted, so that nodes have the grace to come back.
 fn grace(now: Time, options: &Options) -> Time {
-    let grace = u64::try_from(options.adoption_grace.as_millis()).unwrap_or(u64::MAX);
-    now.plus(grace.saturating_sub(options.settings.offline_after_ms))
-}
-
-/// Another coordinator held the lead: it must stand still for the takeover time.
-async fn wait_for_silence(
-    connection: &mut PgConnection,
-    seen: &leader::LeaderRow,
-    holder: CoordinatorId,
-    takeover: Duration,
-) -> Result<(), StoreError> {
-    warn!(%holder, wait = ?takeover, "another coordinator held the lead; waiting whether it still moves");
-    tokio::time::sleep(takeover).await;
-    let after = leader::read(connection).await?;
-    if after.epoch != seen.epoch || after.seq != seen.seq {
-        return Err(StoreError::Fenced);
-    }
-    Ok(())
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    now.plus(millis(options.adoption_grace).saturating_sub(options.settings.offline_after_ms))
 }

@@ -39,7 +39,7 @@ mod retry;
 mod submit;
 mod task;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod types;
 
 pub use machine::{Engine, Totals};

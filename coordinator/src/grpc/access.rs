@@ -26,7 +26,7 @@ use crate::{
 /// Most uses of one token.
 const MAX_USES: u32 = 10_000;
 /// Longest life of a token.
-const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+const MAX_TTL: Duration = Duration::from_hours(30 * 24);
 
 /// Serves tokens.
 pub struct AccessService {

@@ -35,7 +35,7 @@ impl Hub {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes of a job from now on.
+    /// Changes of a job from now on. Nothing in place of its state: look it up.
     #[must_use]
     pub fn watch(&self, job: JobNumber) -> watch::Receiver<Option<Arc<JobView>>> {
         let mut entries = self.lock();
@@ -49,6 +49,13 @@ impl Hub {
         let mut entries = self.lock();
         sweep(&mut entries);
         entry(&mut entries, job).news.subscribe()
+    }
+
+    /// Memory was read anew: what was committed without being said has to be looked up.
+    pub fn look_again(&self) {
+        for entry in self.lock().values() {
+            entry.view.send_replace(None);
+        }
     }
 
     pub fn changed(&self, view: &Arc<JobView>) {

@@ -48,7 +48,7 @@ impl PlanError {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Store(StoreError::Database(_)) => true,
+            Self::Store(StoreError::Silent | StoreError::Database(_)) => true,
             Self::Gone | Self::Template(_) | Self::Items(_) | Self::Damaged | Self::Store(_) => false,
         }
     }

@@ -91,6 +91,7 @@ impl Outside for Voice {
     }
 
     fn register_again(&mut self) {
+        self.hub.look_again();
         self.sessions.register_again();
     }
 

@@ -176,25 +176,24 @@ impl Store {
             .fetch_optional(&mut *transaction)
             .await
             .map_err(StoreError::from)?;
-        let (node, name, returning) = match known {
-            Some(known) => (NodeId(known.id), known.name, true),
-            None => {
-                let node = NodeId::generate();
-                let made = sqlx::query!(
-                    "INSERT INTO nodes (id, name, key_fingerprint) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
-                    node.0,
-                    joining.name,
-                    fingerprint,
-                )
-                .execute(&mut *transaction)
-                .await
-                .map_err(StoreError::from)?
-                .rows_affected();
-                if made == 0 {
-                    return Ok((Admission::NameTaken, Vec::new()));
-                }
-                (node, joining.name.clone(), false)
+        let (node, name, returning) = if let Some(known) = known {
+            (NodeId(known.id), known.name, true)
+        } else {
+            let node = NodeId::generate();
+            let made = sqlx::query!(
+                "INSERT INTO nodes (id, name, key_fingerprint) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
+                node.0,
+                joining.name,
+                fingerprint,
+            )
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::from)?
+            .rows_affected();
+            if made == 0 {
+                return Ok((Admission::NameTaken, Vec::new()));
             }
+            (node, joining.name.clone(), false)
         };
         let certificate = issue(node)?;
         sqlx::query!("UPDATE join_tokens SET used = used + 1 WHERE id = $1", joining.token_id)

@@ -82,14 +82,28 @@ pub async fn commit(connection: &mut PgConnection, epoch: i64, mut rows: Rows) -
         return leader::fence(connection, epoch).await;
     }
     let mut transaction = connection.begin().await?;
-    let seq = leader::fence(&mut transaction, epoch).await?;
-    insert_jobs(&mut transaction, &mut rows).await?;
-    update_jobs(&mut transaction, &rows.jobs).await?;
-    update_definitions(&mut transaction, &rows.definitions).await?;
-    upsert_tasks(&mut transaction, &rows.tasks).await?;
-    upsert_attempts(&mut transaction, &rows.attempts).await?;
-    update_nodes(&mut transaction, &rows.nodes).await?;
-    transaction.commit().await?;
+    match write(&mut transaction, epoch, &mut rows).await {
+        Ok(seq) => {
+            transaction.commit().await?;
+            Ok(seq)
+        }
+        Err(error) => {
+            // Left to itself the transaction would be rolled back with the connection's next
+            // use, and hold the leader's row until then.
+            let _ = transaction.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+async fn write(transaction: &mut PgConnection, epoch: i64, rows: &mut Rows) -> Result<i64, StoreError> {
+    let seq = leader::fence(transaction, epoch).await?;
+    insert_jobs(transaction, rows).await?;
+    update_jobs(transaction, &rows.jobs).await?;
+    update_definitions(transaction, &rows.definitions).await?;
+    upsert_tasks(transaction, &rows.tasks).await?;
+    upsert_attempts(transaction, &rows.attempts).await?;
+    update_nodes(transaction, &rows.nodes).await?;
     Ok(seq)
 }
 

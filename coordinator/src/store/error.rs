@@ -17,6 +17,9 @@ pub enum StoreError {
     Corrupt(&'static str),
     #[error("cannot bring the schema up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// It took too long; what became of a COMMIT under way is unknown.
+    #[error("the database does not answer")]
+    Silent,
     /// Anything else: what it means for a COMMIT under way is unknown.
     #[error("the database failed")]
     Database(#[source] sqlx::Error),
@@ -28,7 +31,7 @@ impl StoreError {
     pub fn is_poison(&self) -> bool {
         match self {
             Self::Rows(_) | Self::Conflict { .. } => true,
-            Self::Fenced | Self::Corrupt(_) | Self::Migrate(_) | Self::Database(_) => false,
+            Self::Fenced | Self::Corrupt(_) | Self::Migrate(_) | Self::Silent | Self::Database(_) => false,
         }
     }
 }
@@ -37,7 +40,7 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         let class = error
             .as_database_error()
-            .and_then(|database| database.code())
+            .and_then(sqlx::error::DatabaseError::code)
             .and_then(|code| code.get(..2).map(str::to_owned));
         match class.as_deref() {
             Some("22" | "23") => Self::Rows(error),

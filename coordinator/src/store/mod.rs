@@ -16,6 +16,8 @@ mod names;
 pub mod nodes;
 pub mod snapshot;
 pub mod tasks;
+#[cfg(test)]
+mod tests;
 
 pub use clock::Clock;
 pub use error::StoreError;
@@ -23,9 +25,13 @@ pub use error::StoreError;
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions as _, PgConnection, PgPool,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+
+/// A connection that was in use so lately is not asked whether it still works: after a restart
+/// of Postgres those in the pool are dead.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// The schema, in order.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
@@ -49,8 +55,18 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(5))
-            .idle_timeout(Duration::from_secs(60))
+            .idle_timeout(Duration::from_mins(1))
+            // sqlx's own test costs a round trip each time; a connection that was in use a moment
+            // ago needs none.
             .test_before_acquire(false)
+            .before_acquire(|connection, used| {
+                Box::pin(async move {
+                    if used.idle_for > FRESH {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(options.clone());
         Self { pool, options }
     }

@@ -33,11 +33,15 @@ impl Store {
         .transpose()
     }
 
-    /// The id behind a node's name or the text of its id.
+    /// The id behind a node's name or the text of its id. A node may be called like the id of
+    /// another: the id counts.
     pub async fn node_id(&self, name: &str) -> Result<Option<NodeId>, StoreError> {
-        let id = sqlx::query_scalar!("SELECT id FROM nodes WHERE name = $1 OR id::text = $1", name)
-            .fetch_optional(&self.pool)
-            .await?;
+        let id = sqlx::query_scalar!(
+            "SELECT id FROM nodes WHERE name = $1 OR id::text = $1 ORDER BY id::text = $1 DESC LIMIT 1",
+            name
+        )
+        .fetch_optional(&self.pool)
+        .await?;
         Ok(id.map(NodeId))
     }
 

@@ -10,7 +10,7 @@ mod mesh;
 mod model;
 mod nodes;
 mod place;
-mod restore;
+pub(crate) mod restore;
 mod retry;
 mod score;
 mod store;

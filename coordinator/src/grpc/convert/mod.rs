@@ -32,7 +32,7 @@ pub fn store_status(error: StoreError) -> Status {
             tracing::error!(error = &error as &dyn std::error::Error, "a read failed");
             Code::Internal.status("the coordinator could not read what it stored")
         }
-        StoreError::Database(_) => {
+        StoreError::Silent | StoreError::Database(_) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "the database failed");
             Code::Unavailable.status("the database does not answer; try again in a moment")
         }

@@ -1,0 +1,102 @@
+//! A batch of events on its way through one commit.
+
+use std::{sync::Arc, time::Instant};
+
+use sqlx::PgConnection;
+
+use crate::{
+    engine::{
+        effect::Effects,
+        event::{Event, ReplyId},
+    },
+    metrics::Metrics,
+    spawn::{AbortOnDrop, spawn_owned},
+    store::{
+        StoreError,
+        clock::boot_ms,
+        commit::{Rows, commit},
+    },
+};
+
+/// Events in one batch at the most.
+pub(super) const MAX_BATCH: usize = 4096;
+
+/// A batch that gathers or is being committed.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub fx: Effects,
+    /// Kept until the commit, in case they must be handled again.
+    pub events: Vec<Event>,
+    /// It holds what was handled again, first after the memory was read anew: whatever the
+    /// database refuses in it is the work of these events and of nothing else.
+    pub fresh: bool,
+}
+
+/// What a commit gives back: its connection, its batch, when it was sent (boot-time
+/// milliseconds), and the new seq.
+pub(super) struct Committed {
+    pub connection: PgConnection,
+    pub batch: Batch,
+    pub sent_ms: u64,
+    pub result: Result<i64, StoreError>,
+}
+
+/// A commit under way. Dropping it closes its connection; what became of it is then unknown.
+pub(super) type Commit = AbortOnDrop<Committed>;
+
+/// Begins to commit a batch. One without rows is the leader's beat.
+pub(super) fn start(
+    mut connection: PgConnection,
+    epoch: i64,
+    mut batch: Batch,
+    metrics: Arc<Metrics>,
+) -> Commit {
+    spawn_owned("commit", async move {
+        let (started, sent_ms) = (Instant::now(), boot_ms());
+        let rows = Rows::of(std::mem::take(&mut batch.fx.writes));
+        let beat = rows.is_empty();
+        let result = commit(&mut connection, epoch, rows).await;
+        if !beat {
+            metrics.committed(batch.events.len(), started.elapsed());
+        }
+        Committed { connection, batch, sent_ms, result }
+    })
+}
+
+/// Who waits for what an event brings.
+pub(super) fn reply_of(event: &Event) -> Option<ReplyId> {
+    match event {
+        Event::JobSubmitted { reply, .. }
+        | Event::JobCancelled { reply, .. }
+        | Event::NodeRegistered { reply, .. }
+        | Event::NodeChanged { reply, .. }
+        | Event::NodesAsked { reply } => Some(*reply),
+        Event::SessionOpened { .. }
+        | Event::SessionClosed { .. }
+        | Event::Heartbeat { .. }
+        | Event::AttemptStarted { .. }
+        | Event::AttemptEnded { .. }
+        | Event::AttemptWithdrawn { .. }
+        | Event::CoefficientsChanged { .. }
+        | Event::Tick => None,
+    }
+}
+
+/// An event's kind, for the log: never its payload.
+pub(super) fn name(event: &Event) -> &'static str {
+    match event {
+        Event::JobSubmitted { .. } => "job submitted",
+        Event::JobCancelled { .. } => "job cancelled",
+        Event::NodeRegistered { .. } => "node registered",
+        Event::SessionOpened { .. } => "session opened",
+        Event::SessionClosed { .. } => "session closed",
+        Event::Heartbeat { .. } => "heartbeat",
+        Event::AttemptStarted { .. } => "attempt started",
+        Event::AttemptEnded { .. } => "attempt ended",
+        Event::AttemptWithdrawn { .. } => "attempt withdrawn",
+        Event::CoefficientsChanged { .. } => "coefficients changed",
+        Event::NodeChanged { .. } => "node changed",
+        Event::NodesAsked { .. } => "nodes asked",
+        Event::Tick => "tick",
+    }
+}

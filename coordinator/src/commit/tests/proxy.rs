@@ -1,0 +1,91 @@
+//! A unix socket between the coordinator and Postgres that counts what goes by, and can lose
+//! the answer to a COMMIT.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use sqlx::postgres::PgConnectOptions;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+};
+
+use crate::spawn::{AbortOnDrop, spawn, spawn_owned};
+
+pub struct Proxy {
+    /// How to connect through it.
+    pub options: PgConnectOptions,
+    state: Arc<State>,
+    _dir: TempDir,
+    _task: AbortOnDrop<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What clients sent, in writes.
+    sent: AtomicU64,
+    /// The answer to the next COMMIT is lost, and its connection with it.
+    lose: AtomicBool,
+}
+
+impl Proxy {
+    pub fn before(database: &PgConnectOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!(".s.PGSQL.{}", database.get_port());
+        let target = database.get_socket().expect("tests use a unix socket").join(&name);
+        let listener = UnixListener::bind(dir.path().join(&name)).unwrap();
+        let state = Arc::new(State::default());
+        let shared = Arc::clone(&state);
+        let task = spawn_owned("proxy", async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = UnixStream::connect(&target).await.unwrap();
+                spawn("proxied connection", forward(client, server, Arc::clone(&shared)));
+            }
+        });
+        Self { options: database.clone().socket(dir.path()), state, _dir: dir, _task: task }
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.state.sent.load(Ordering::SeqCst)
+    }
+
+    pub fn lose_the_next_answer_to_a_commit(&self) {
+        self.state.lose.store(true, Ordering::SeqCst);
+    }
+
+    pub fn lost(&self) -> bool {
+        !self.state.lose.load(Ordering::SeqCst)
+    }
+}
+
+async fn forward(mut client: UnixStream, mut server: UnixStream, state: Arc<State>) {
+    let (mut up, mut down) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    let mut losing = false;
+    loop {
+        tokio::select! {
+            read = client.read(&mut up) => {
+                let Ok(count @ 1..) = read else { return };
+                state.sent.fetch_add(1, Ordering::SeqCst);
+                let commits = up[..count].windows(6).any(|word| word == b"COMMIT");
+                losing = losing || (commits && state.lose.load(Ordering::SeqCst));
+                if server.write_all(&up[..count]).await.is_err() {
+                    return;
+                }
+            }
+            read = server.read(&mut down) => {
+                let Ok(count @ 1..) = read else { return };
+                if losing {
+                    // Postgres has answered, so it has committed.
+                    state.lose.store(false, Ordering::SeqCst);
+                    return;
+                }
+                if client.write_all(&down[..count]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}

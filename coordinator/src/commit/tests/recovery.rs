@@ -1,0 +1,112 @@
+//! Commits that fail, or whose outcome nobody knows.
+
+use std::time::Duration;
+
+use futures_util::poll;
+use mesh_proto::code::Code;
+use tonic::Status;
+
+use super::{Options, Room, Stall, fixture, jobs, leader, one, options, proxy::Proxy, soon};
+use crate::{
+    commit::{CoreError, Phase},
+    engine::{effect::Reply, event::NewJob},
+};
+
+#[tokio::test]
+async fn a_commit_whose_connection_is_killed_is_told_as_unavailable_and_leaves_nothing() {
+    let (database, pool) = fixture().await;
+    let room = Room::leading(&database, options()).await;
+    let (epoch, _, _) = leader(&pool).await;
+    let mut stall = Stall::of_jobs(&database).await;
+    let mut submit = Box::pin(room.submit(one()));
+    assert!(poll!(&mut submit).is_pending());
+    let pid = stall.felt().await;
+    sqlx::query("SELECT pg_terminate_backend($1)").bind(pid).execute(&pool).await.unwrap();
+    let error = soon(submit).await.unwrap_err();
+    assert!(matches!(error, CoreError::Recovering), "{error}");
+    let status = Status::from(error);
+    assert_eq!(Code::of(&status), Code::Unavailable);
+    assert_eq!(status.metadata().get("mesh-retry-after-ms").unwrap(), "500");
+    soon(room.heard.again.subscribe().wait_for(|times| *times == 1)).await.unwrap();
+    room.reaches(Phase::Leading).await;
+    assert!(leader(&pool).await.0 > epoch);
+    stall.over().await;
+    assert_eq!(jobs(&pool).await, 0);
+    let Reply::Submitted { number, existed, .. } = room.submit(one()).await.unwrap() else { panic!() };
+    assert_eq!((number.0, existed), (1, false), "memory went back to what is stored");
+}
+
+#[tokio::test]
+async fn what_a_commit_brought_whose_answer_was_lost_is_there_afterwards() {
+    let (database, pool) = fixture().await;
+    let proxy = Proxy::before(&database.options);
+    let room = Room::start(&proxy.options, options());
+    room.reaches(Phase::Leading).await;
+    let keyed = || NewJob { idempotency_key: Some("once".to_owned()), ..one() };
+    proxy.lose_the_next_answer_to_a_commit();
+    let error = soon(room.submit(keyed())).await.unwrap_err();
+    assert!(matches!(error, CoreError::Recovering), "{error}");
+    assert!(proxy.lost());
+    soon(room.heard.again.subscribe().wait_for(|times| *times == 1)).await.unwrap();
+    room.reaches(Phase::Leading).await;
+    let again = room.submit(keyed()).await.unwrap();
+    assert!(matches!(again, Reply::Submitted { existed: true, .. }), "{again:?}");
+    assert_eq!(jobs(&pool).await, 1, "the same submit made two jobs");
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_given_up_and_callers_are_refused() {
+    let (database, pool) = fixture().await;
+    let hasty = Options { patience: Duration::from_millis(200), ..options() };
+    let room = Room::leading(&database, hasty).await;
+    let mut stall = Stall::of_jobs(&database).await;
+    let mut submit = Box::pin(room.submit(one()));
+    assert!(poll!(&mut submit).is_pending());
+    stall.felt().await;
+    assert!(matches!(soon(submit).await, Err(CoreError::Recovering)));
+    // Its backend is still there; what it holds is awaited before anything is read.
+    stall.over().await;
+    soon(room.heard.again.subscribe().wait_for(|times| *times > 0)).await.unwrap();
+    room.reaches(Phase::Leading).await;
+    let Reply::Submitted { number, .. } = room.submit(one()).await.unwrap() else { panic!() };
+    let stored = jobs(&pool).await;
+    assert_eq!(u64::try_from(stored).unwrap(), number.0, "memory and database count the same jobs");
+}
+
+#[tokio::test]
+async fn somebody_elses_epoch_ends_the_loop() {
+    let (database, pool) = fixture().await;
+    let room = Room::leading(&database, options()).await;
+    sqlx::query("UPDATE leader SET epoch = epoch + 1, holder = gen_random_uuid()")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let error = soon(room.submit(one())).await.unwrap_err();
+    assert!(matches!(error, CoreError::Recovering | CoreError::Ended), "{error}");
+    room.reaches(Phase::Ended).await;
+    assert!(matches!(room.submit(one()).await, Err(CoreError::Ended)));
+    let ended = room.ended().await;
+    assert!(matches!(ended, Err(crate::store::StoreError::Fenced)), "{ended:?}");
+    assert_eq!(jobs(&pool).await, 0, "a deposed leader wrote");
+}
+
+#[tokio::test]
+async fn an_idle_leader_notices_by_its_beat_that_it_is_deposed() {
+    let (database, pool) = fixture().await;
+    let beating = Options { beat: Duration::from_millis(50), ..options() };
+    let room = Room::leading(&database, beating).await;
+    sqlx::query("UPDATE leader SET epoch = epoch + 1").execute(&pool).await.unwrap();
+    let ended = room.ended().await;
+    assert!(matches!(ended, Err(crate::store::StoreError::Fenced)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_start_waits_for_the_database() {
+    let (database, _) = fixture().await;
+    let proxy = Proxy::before(&database.options);
+    let nowhere = proxy.options.clone().socket("/nonexistent");
+    let room = Room::start(&nowhere, options());
+    assert!(matches!(room.submit(one()).await, Err(CoreError::Recovering)));
+    room.stop.cancel();
+    room.ended().await.unwrap();
+}
