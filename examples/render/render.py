@@ -471,7 +471,7 @@ def main():
         if progress:
             with open(progress, "w", encoding="utf-8") as file:
                 file.write(f"{percent} {world['name']}\n")
-        if percent % 25 == 0:
+        if percent and percent % 25 == 0:
             print(f"{world['name']}: {percent} %", flush=True)
 
     picture = render(world, size, tell)
