@@ -17,6 +17,7 @@ mod mesh;
 mod process;
 mod proxy;
 pub mod wait;
+mod watchman;
 mod witness;
 
 pub use agent::{Agent, AgentOptions};

@@ -18,6 +18,7 @@ use crate::{
     Agent, AgentOptions, Gate, Job, Outcome, Reply, Running, Witness, agent, binary, http,
     process::{Process, Signal, kill_marked, tail},
     wait::{self, secs},
+    watchman::Watchman,
 };
 
 /// Timings that let a test see in seconds what takes half a minute in use.
@@ -34,6 +35,7 @@ pub struct MeshOptions {
 
 /// A running mesh. Ends with the value, and nothing of it is left.
 pub struct Mesh {
+    _watchman: Watchman,
     root: TempDir,
     coordinator: Option<Process>,
     ready: Value,
@@ -58,8 +60,15 @@ impl Mesh {
         }
         let config = format!("{FAST}{}", options.extra);
         fs::write(root.path().join("coordinator.toml"), config).expect("write the configuration");
-        let mut mesh =
-            Self { root, coordinator: None, ready: Value::Null, options, files: AtomicU32::new(0) };
+        let watchman = Watchman::start(root.path());
+        let mut mesh = Self {
+            _watchman: watchman,
+            root,
+            coordinator: None,
+            ready: Value::Null,
+            options,
+            files: AtomicU32::new(0),
+        };
         mesh.start_coordinator();
         mesh
     }

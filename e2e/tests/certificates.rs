@@ -19,11 +19,11 @@ fn certificates_renew_themselves_under_a_running_task() {
     ));
     wait::until(secs(30), "it runs", || (witness.count("start") == 1).then_some(()));
     let renewed = || {
-        let line = r#"mesh_grpc_requests_total{code="ok",method="RenewCertificate",service="Node"}"#;
+        let line = r#"mesh_grpc_requests_total{code="ok",method="RenewCertificate",service="mesh.v1.Node"}"#;
         mesh.figure(line)
     };
     let registered =
-        || mesh.figure(r#"mesh_grpc_requests_total{code="ok",method="RegisterNode",service="Node"}"#);
+        || mesh.figure(r#"mesh_grpc_requests_total{code="ok",method="RegisterNode",service="mesh.v1.Node"}"#);
     let before = registered();
     // Three lives of a certificate pass.
     wait::until(secs(40), "four renewals", || (renewed() >= 4).then_some(()));
