@@ -70,6 +70,7 @@ pub(super) fn reply_of(event: &Event) -> Option<ReplyId> {
         | Event::JobCancelled { reply, .. }
         | Event::NodeRegistered { reply, .. }
         | Event::NodeChanged { reply, .. }
+        | Event::TaskAsked { reply, .. }
         | Event::NodesAsked { reply } => Some(*reply),
         Event::SessionOpened { .. }
         | Event::SessionClosed { .. }
@@ -96,6 +97,7 @@ pub(super) fn name(event: &Event) -> &'static str {
         Event::AttemptWithdrawn { .. } => "attempt withdrawn",
         Event::CoefficientsChanged { .. } => "coefficients changed",
         Event::NodeChanged { .. } => "node changed",
+        Event::TaskAsked { .. } => "task asked",
         Event::NodesAsked { .. } => "nodes asked",
         Event::Tick => "tick",
     }

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId, TaskKey};
 
 use super::{
+    explain::Explanation,
     event::{AttemptEnd, NewJob, NodeRecord, ReplyId},
+    placement::Decision,
     types::{Cause, Counts, JobState, NodeState, SandboxLevel, TaskState, Time},
 };
 
@@ -43,6 +45,8 @@ pub enum Write {
     },
     Task(TaskRow),
     Attempt(AttemptRow),
+    /// Why tasks of a class went where they went.
+    Decision(Arc<Decision>),
     Node {
         record: NodeRecord,
         facts: Option<Bytes>,
@@ -83,6 +87,8 @@ pub struct AttemptRow {
     pub node: NodeId,
     pub boot: BootId,
     pub sandbox: Option<SandboxLevel>,
+    /// The decision that sent it there.
+    pub decision: Option<u64>,
     pub assigned_at: Time,
     pub started_at: Option<Time>,
     pub ended: Option<(Time, Arc<AttemptEnd>)>,
@@ -131,6 +137,10 @@ pub enum Say {
         retried: bool,
         run_ms: u64,
     },
+    /// A class found no room, for the metrics: whether any node would suit.
+    Unplaced {
+        suitable: bool,
+    },
     /// A task was placed, for the metrics: how long it had waited.
     Placed {
         node: NodeId,
@@ -155,6 +165,7 @@ pub enum Reply {
     Registered { verdicts: Vec<(AttemptKey, Verdict)> },
     Node(Box<NodeView>),
     Nodes(Vec<NodeView>),
+    Explained(Box<Explanation>),
     Refused(Refusal),
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId};
+use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId, TaskKey};
 
 use super::types::{Cause, Coefficients, Requirements, Resources, Retry, SandboxLevel};
 
@@ -67,11 +67,29 @@ pub enum Event {
         node: NodeId,
         change: NodeChange,
     },
+    TaskAsked {
+        reply: ReplyId,
+        key: TaskKey,
+        what_if: Option<WhatIf>,
+    },
     NodesAsked {
         reply: ReplyId,
     },
     /// Time went on.
     Tick,
+}
+
+/// Other requirements to try in thought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WhatIf {
+    pub cpu_millis: Option<u64>,
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// None: without this tag.
+    pub tags: std::collections::BTreeMap<String, Option<String>>,
+    /// Some(None): on any node.
+    pub node: Option<Option<String>>,
+    pub sandbox: Option<SandboxLevel>,
 }
 
 /// A job as it is accepted.

@@ -39,6 +39,8 @@ pub struct Engine {
     /// Tasks that wait out a backoff, by its end.
     pub(super) retries: BTreeSet<(Time, TaskKey)>,
     pub(super) next_job: u64,
+    /// The next decision's id.
+    pub(super) next_decision: u64,
     /// Idempotency keys of unfinished jobs; those of finished ones are in the store.
     pub(super) keys: BTreeMap<(String, String), JobNumber>,
     pub(super) totals: Counts,
@@ -74,6 +76,7 @@ impl Engine {
             withdrawing: 0,
             retries: BTreeSet::new(),
             next_job,
+            next_decision: 1,
             keys: BTreeMap::new(),
             totals: Counts::default(),
             dirty: BTreeMap::new(),
@@ -100,6 +103,9 @@ impl Engine {
             Event::AttemptWithdrawn { node, attempt } => self.attempt_withdrawn(now, *node, *attempt, fx),
             Event::CoefficientsChanged { coefficients } => self.change_coefficients(now, *coefficients),
             Event::NodeChanged { reply, node, change } => self.change_node(now, *reply, *node, change, fx),
+            Event::TaskAsked { reply, key, what_if } => {
+                self.explain(now, *reply, *key, what_if.as_ref(), fx);
+            }
             Event::NodesAsked { reply } => {
                 let views = self.nodes.values().map(|node| self.view(now, node)).collect();
                 fx.says.push(Say::Reply(*reply, Reply::Nodes(views)));

@@ -25,6 +25,7 @@ mod check;
 mod dag;
 pub mod effect;
 pub mod event;
+mod explain;
 mod feed;
 mod job;
 mod machine;
@@ -42,6 +43,7 @@ mod task;
 pub(crate) mod tests;
 pub mod types;
 
+pub use explain::Explanation;
 pub use machine::{Engine, Totals};
 pub use ranges::Elements;
 pub use restore::{Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask};

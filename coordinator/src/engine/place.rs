@@ -1,17 +1,20 @@
 //! A round of placement: waiting tasks meet nodes. See `placement/README.md`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_proto::ids::{AttemptKey, NodeId, TaskKey};
 
 use super::{
     cancel::lost,
-    effect::{Effects, Say},
+    effect::{Effects, Say, Write},
     machine::Engine,
-    placement::{Candidates, ClassId, Offer, QueueKey},
+    placement::{BEST, Candidate, Candidates, ClassId, Decision, Offer, QueueKey, Terms, admits},
     task::{Phase, Placed, Task},
     types::{Requirements, Resources, TaskState, Time},
 };
+
+/// Nodes that the record of a decision looks at.
+const LOOK: usize = 32;
 
 impl Engine {
     /// Gives waiting tasks to nodes, by priority and age: first what is free, then places in
@@ -66,6 +69,10 @@ impl Engine {
                 self.classes.exhaust(class, offer, self.index.position());
                 if !served {
                     without_room.push(class);
+                    if offer == Offer::Free && candidates.looked() {
+                        let suitable = self.classes.suits_any(class, &self.nodes, self.facts);
+                        fx.says.push(Say::Unplaced { suitable });
+                    }
                 }
             }
             if self.none_offers(offer) {
@@ -117,6 +124,7 @@ impl Engine {
         else {
             return false;
         };
+        let decision = self.decision(now, queue, fx);
         let Some((key, since)) = self.next_waiting(now, queue, fx) else { return true };
         let Some(at) = self.nodes.get_mut(&node) else { return false };
         let granted = offer == Offer::Free;
@@ -143,6 +151,7 @@ impl Engine {
             assigned_at: now,
             started_at: None,
             sandbox: None,
+            decision,
             granted,
             withdrawing: false,
             cancelling: false,
@@ -156,6 +165,44 @@ impl Engine {
         fx.says.push(Say::Dispatch { node, session: session.id, attempt });
         fx.says.push(Say::Placed { node, waited_ms: now.since(since) });
         true
+    }
+
+    /// The record of why tasks of this class go where they go at the moment: one for a tenth of
+    /// a second, so that explaining a flood of small tasks costs nothing beside running them.
+    fn decision(&mut self, now: Time, queue: QueueKey, fx: &mut Effects) -> Option<u64> {
+        let class = self.definition(queue.job, queue.task)?.class;
+        if let Some(id) = self.classes.decided(class, now) {
+            return Some(id);
+        }
+        let wanted = self.classes.requirements(class)?;
+        let rejected = self.classes.rejected(class, &self.nodes, self.facts);
+        let by = self.settings.coefficients;
+        let mut best = Vec::new();
+        // In the order of their scores, so that the first that suit are the best.
+        for (_, id) in self.index.open.iter().take(LOOK) {
+            let Some(node) = self.nodes.get(id).filter(|node| admits(&wanted, node).is_ok()) else { continue };
+            let terms = Terms::of(node, now);
+            best.push(Candidate { name: node.record.name.clone(), terms, score: terms.score(&by), busy: None });
+            if best.len() == BEST {
+                break;
+            }
+        }
+        let out: u32 = rejected.iter().map(|(_, count)| count).sum();
+        let id = self.next_decision;
+        self.next_decision += 1;
+        self.classes.decide(class, now, id);
+        let nodes = self.nodes.len() as u32;
+        fx.writes.push(Write::Decision(Arc::new(Decision {
+            id,
+            at: now,
+            nodes,
+            suitable: nodes.saturating_sub(out),
+            with_room: self.index.open.len() as u32,
+            rejected: rejected.to_vec(),
+            best,
+            coefficients: by,
+        })));
+        Some(id)
     }
 
     /// Takes the next waiting task: one that was assigned before, else a new element. A task

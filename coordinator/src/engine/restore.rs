@@ -18,6 +18,7 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Snapshot {
     pub next_job: u64,
+    pub next_decision: u64,
     pub nodes: Vec<NodeRecord>,
     pub jobs: Vec<StoredJob>,
 }
@@ -64,6 +65,7 @@ pub struct StoredPlace {
     pub assigned_at: Time,
     pub started_at: Option<Time>,
     pub sandbox: Option<SandboxLevel>,
+    pub decision: Option<u64>,
 }
 
 impl Engine {
@@ -72,6 +74,7 @@ impl Engine {
     #[must_use]
     pub fn restore(settings: Settings, snapshot: Snapshot, now: Time) -> Self {
         let mut engine = Self::new(settings, snapshot.next_job);
+        engine.next_decision = snapshot.next_decision.max(1);
         for record in snapshot.nodes {
             engine.nodes.insert(record.id, Node::new(record, now));
         }
@@ -176,6 +179,7 @@ impl Engine {
                     assigned_at: place.assigned_at,
                     started_at: place.started_at,
                     sandbox: place.sandbox,
+                    decision: place.decision,
                     granted: true,
                     withdrawing: false,
                     cancelling,

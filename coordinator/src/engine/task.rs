@@ -38,6 +38,8 @@ pub struct Placed {
     /// None until the agent says so.
     pub started_at: Option<Time>,
     pub sandbox: Option<SandboxLevel>,
+    /// The decision that sent it there.
+    pub decision: Option<u64>,
     /// Counted among what the node uses; otherwise it waits in the node's short queue.
     pub granted: bool,
     /// It was asked back from the node's short queue.
@@ -103,6 +105,7 @@ impl Task {
             node: placed.node,
             boot: placed.boot,
             sandbox: placed.sandbox,
+            decision: placed.decision,
             assigned_at: placed.assigned_at,
             started_at: placed.started_at,
             ended,

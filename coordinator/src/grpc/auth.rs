@@ -90,6 +90,7 @@ pub const RPCS: &[Rpc] = &[
     rpc(JOBS, "CancelJob", Unary, SUBMITTERS),
     rpc(JOBS, "WatchJob", ServerStream, PEOPLE),
     rpc(JOBS, "StreamLogs", ServerStream, PEOPLE),
+    rpc(JOBS, "ExplainTask", Unary, PEOPLE),
     rpc(JOBS, "ListOutputs", ServerStream, PEOPLE),
     rpc(NODES, "ListNodes", Unary, PEOPLE),
     rpc(NODES, "GetNode", Unary, PEOPLE),

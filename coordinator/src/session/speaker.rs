@@ -80,6 +80,10 @@ impl Outside for Voice {
                     self.metrics.task_retried(cause);
                 }
             }
+            Say::Unplaced { suitable } => {
+                let decision = if suitable { Decision::Full } else { Decision::Unsuitable };
+                self.metrics.decided(decision, 1);
+            }
             Say::Placed { node, waited_ms } => {
                 self.metrics.task_started(Duration::from_millis(waited_ms));
                 self.metrics.decided(Decision::Placed, 1);

@@ -16,10 +16,11 @@ use mesh_proto::{
 use sqlx::{Acquire as _, PgConnection};
 use uuid::Uuid;
 
-use super::{StoreError, clock::stamp, leader};
+use super::{StoreError, clock::stamp, decisions, leader};
 use crate::engine::{
     effect::{AttemptRow, JobRow, TaskRow, Write},
     event::{NewJob, NodeRecord},
+    placement::Decision,
     types::{Counts, JobState, TaskState, Time},
 };
 
@@ -32,6 +33,7 @@ pub struct Rows {
     tasks: BTreeMap<TaskKey, TaskRow>,
     attempts: BTreeMap<AttemptKey, AttemptRow>,
     nodes: BTreeMap<NodeId, (NodeRecord, Option<Bytes>)>,
+    decisions: Vec<Arc<Decision>>,
 }
 
 impl Rows {
@@ -56,6 +58,7 @@ impl Rows {
                 Write::Attempt(row) => {
                     rows.attempts.insert(row.key, row);
                 }
+                Write::Decision(decision) => rows.decisions.push(decision),
                 Write::Node { record, facts } => {
                     let facts = facts.or_else(|| rows.nodes.remove(&record.id).and_then(|(_, facts)| facts));
                     rows.nodes.insert(record.id, (record, facts));
@@ -73,6 +76,7 @@ impl Rows {
             && self.tasks.is_empty()
             && self.attempts.is_empty()
             && self.nodes.is_empty()
+            && self.decisions.is_empty()
     }
 }
 
@@ -334,6 +338,7 @@ struct AttemptColumns<'a> {
     signal: Vec<Option<i32>>,
     message: Vec<Option<&'a str>>,
     sandbox: Vec<Option<i16>>,
+    decision: Vec<Option<i64>>,
     assigned_at: Vec<DateTime<Utc>>,
     started_at: Vec<Option<DateTime<Utc>>>,
     ended_at: Vec<Option<DateTime<Utc>>>,
@@ -371,6 +376,7 @@ async fn upsert_attempts(
         c.signal.push(end.and_then(|end| end.signal));
         c.message.push(end.map(|end| end.message.as_str()).filter(|text| !text.is_empty()));
         c.sandbox.push(row.sandbox.map(|level| level as i16));
+        c.decision.push(row.decision.map(|id| id as i64));
         c.assigned_at.push(stamp(row.assigned_at));
         c.started_at.push(row.started_at.map(stamp));
         c.ended_at.push(row.ended.as_ref().map(|(at, _)| stamp(*at)));
@@ -404,6 +410,7 @@ async fn upsert_attempts(
         &c.outputs as &[Option<&[u8]>],
         &c.output_length,
         &c.output as &[Option<&[u8]>],
+        &c.decision as &[Option<i64>],
     )
     .execute(connection)
     .await?

@@ -8,6 +8,7 @@ pub mod access;
 pub mod attempts;
 pub mod clock;
 pub mod commit;
+pub mod decisions;
 mod error;
 pub mod jobs;
 pub mod leader;

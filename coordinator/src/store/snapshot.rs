@@ -26,13 +26,17 @@ pub async fn load(connection: &mut PgConnection) -> Result<Snapshot, StoreError>
     let next_job = sqlx::query_scalar!("SELECT COALESCE(max(number), 0) + 1 AS \"next!\" FROM jobs")
         .fetch_one(&mut *connection)
         .await? as u64;
+    let next_decision =
+        sqlx::query_scalar!("SELECT COALESCE(max(id), 0) + 1 AS \"next!\" FROM decisions")
+            .fetch_one(&mut *connection)
+            .await? as u64;
     let nodes = load_nodes(connection).await?;
     let mut jobs = load_jobs(connection).await?;
     let numbers: Vec<i64> = jobs.keys().map(|number| number.0 as i64).collect();
     load_definitions(connection, &numbers, &mut jobs).await?;
     load_ended(connection, &numbers, &mut jobs).await?;
     load_live(connection, &numbers, &mut jobs).await?;
-    Ok(Snapshot { next_job, nodes, jobs: jobs.into_values().collect() })
+    Ok(Snapshot { next_job, next_decision, nodes, jobs: jobs.into_values().collect() })
 }
 
 type Jobs = BTreeMap<JobNumber, StoredJob>;
@@ -164,7 +168,7 @@ async fn load_live(
 ) -> Result<(), StoreError> {
     let rows = sqlx::query!(
         r#"SELECT t.job, t.task, t.index, t.state::text AS "state!", t.attempt, t.own_failures, t.losses,
-            a.node, a.boot_id, a.assigned_at, a.started_at, a.sandbox
+            a.node, a.boot_id, a.assigned_at, a.started_at, a.sandbox, a.decision
            FROM tasks t
            JOIN attempts a ON (a.job, a.task, a.index, a.number) = (t.job, t.task, t.index, t.attempt)
            WHERE t.job = ANY ($1) AND t.state NOT IN ('completed', 'failed', 'cancelled')"#,
@@ -184,6 +188,7 @@ async fn load_live(
             assigned_at: unstamp(row.assigned_at),
             started_at: row.started_at.map(unstamp),
             sandbox: row.sandbox.and_then(|level| SandboxLevel::try_from(i32::from(level)).ok()),
+            decision: row.decision.map(|id| id as u64),
         });
         definition.live.insert(
             row.index as u32,

@@ -50,6 +50,10 @@ struct Class {
     exhausted: [Option<u64>; 2],
     /// The nodes that the filter admits, when they are few, and the facts that this is true of.
     few: Option<(u64, Option<Arc<Vec<NodeId>>>)>,
+    /// How many nodes the filter keeps out, by reason, and the facts that this is true of.
+    rejected: Option<(u64, Arc<Vec<(&'static str, u32)>>)>,
+    /// The latest record of a decision.
+    decided: Option<(Time, u64)>,
     /// Since when later ones were served while it found no room.
     passed_over: Option<Time>,
     /// How long its tasks run, smoothed, in milliseconds; none before the first ended.
@@ -58,6 +62,9 @@ struct Class {
 
 /// A class is remembered with its nodes when they are at most one in so many.
 const SELECTIVE: usize = 16;
+
+/// How long the record of a decision stands for those that follow, in milliseconds.
+const RECORD_MS: u64 = 100;
 
 /// An average in which the newest counts a quarter.
 #[must_use]
@@ -96,7 +103,9 @@ impl Classes {
                 waiting: BTreeSet::new(),
                 exhausted: [None; 2],
                 few: None,
-                passed_over: None,
+                rejected: None,
+            decided: None,
+            passed_over: None,
                 run_ms: None,
             },
         );
@@ -169,6 +178,44 @@ impl Classes {
     pub fn served(&mut self, id: ClassId) {
         if let Some(class) = self.by_id.get_mut(&id) {
             class.passed_over = None;
+        }
+    }
+
+    /// How many nodes the filter keeps out of a class, by reason.
+    pub fn rejected(&mut self, id: ClassId, nodes: &Nodes, facts: u64) -> Arc<Vec<(&'static str, u32)>> {
+        let Some(class) = self.by_id.get_mut(&id) else { return Arc::default() };
+        if let Some((of, rejected)) = &class.rejected
+            && *of == facts
+        {
+            return Arc::clone(rejected);
+        }
+        let mut counts: BTreeMap<&'static str, u32> = BTreeMap::new();
+        for node in nodes.values() {
+            if let Err(unfit) = admits(&class.requirements, node) {
+                *counts.entry(unfit.kind()).or_default() += 1;
+            }
+        }
+        let rejected = Arc::new(counts.into_iter().collect::<Vec<_>>());
+        class.rejected = Some((facts, Arc::clone(&rejected)));
+        rejected
+    }
+
+    /// Whether the filter admits any node.
+    pub fn suits_any(&mut self, id: ClassId, nodes: &Nodes, facts: u64) -> bool {
+        let out: u32 = self.rejected(id, nodes, facts).iter().map(|(_, count)| count).sum();
+        (out as usize) < nodes.len()
+    }
+
+    /// The record of a decision that is still true enough.
+    #[must_use]
+    pub fn decided(&self, id: ClassId, now: Time) -> Option<u64> {
+        let (at, decision) = self.by_id.get(&id)?.decided?;
+        (now.since(at) < RECORD_MS).then_some(decision)
+    }
+
+    pub fn decide(&mut self, id: ClassId, now: Time, decision: u64) {
+        if let Some(class) = self.by_id.get_mut(&id) {
+            class.decided = Some((now, decision));
         }
     }
 

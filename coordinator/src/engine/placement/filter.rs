@@ -22,6 +22,24 @@ pub enum Unfit {
     TooSmall,
 }
 
+impl Unfit {
+    /// The reason's kind, a word.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unknown => "away",
+            Self::Name => "name",
+            Self::Os => "os",
+            Self::Arch => "arch",
+            Self::Tag(_) => "tag",
+            Self::Capability(_) => "capability",
+            Self::Sandbox => "sandbox",
+            Self::Limits => "limits",
+            Self::TooSmall => "size",
+        }
+    }
+}
+
 /// Whether `node` may run tasks with these requirements when it is idle.
 pub fn admits(wanted: &Requirements, node: &Node) -> Result<(), Unfit> {
     let facts = node.facts.as_ref().ok_or(Unfit::Unknown)?;

@@ -4,11 +4,13 @@
 //! class. No job state: the machine says what waits and what was placed.
 
 mod class;
+mod explain;
 mod filter;
 mod index;
 mod score;
 
 pub use class::{ClassId, Classes, QueueKey, smooth};
+pub use explain::{BEST, Candidate, Decision, Rejection, Survey, survey};
 pub use filter::{Unfit, admits};
 pub use index::{Index, Standing};
 pub use score::{Coefficients, Terms};
@@ -60,13 +62,14 @@ pub struct Candidates {
     found: BinaryHeap<Reverse<(u64, NodeId)>>,
     /// How far the order was walked; none: to its end.
     walked: Option<Option<(u64, NodeId)>>,
+    looked: bool,
 }
 
 impl Candidates {
     /// All nodes that offer something.
     #[must_use]
     pub fn all(offer: Offer) -> Self {
-        Self { offer, found: BinaryHeap::new(), walked: Some(None) }
+        Self { offer, found: BinaryHeap::new(), walked: Some(None), looked: true }
     }
 
     /// Only these nodes: the others were looked at before and have not changed since.
@@ -77,15 +80,17 @@ impl Candidates {
         nodes: &Nodes,
         wanted: &Requirements,
     ) -> Self {
+        let mut looked = false;
         let found = ids
             .into_iter()
             .filter_map(|id| {
+                looked = true;
                 let node = nodes.get(&id)?;
                 let key = offer.key(node)?;
                 admits(wanted, node).is_ok().then_some(Reverse((key, id)))
             })
             .collect();
-        Self { offer, found, walked: None }
+        Self { offer, found, walked: None, looked }
     }
 
     /// The best node that takes a task with these requirements now, and what it takes there.
@@ -112,6 +117,12 @@ impl Candidates {
                 }
             }
         }
+    }
+
+    /// Whether any node was worth a look.
+    #[must_use]
+    pub fn looked(&self) -> bool {
+        self.looked
     }
 
     /// Offers a node again after it was given a task.
