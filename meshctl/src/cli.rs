@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     client::ConnectArgs,
-    commands::{blob, check, completions, fetch, jobs, logs, nodes, run, status, submit, tasks, token},
+    commands::{blob, check, completions, fetch, jobs, logs, nodes, run, status, submit, tasks, token, why},
     output::Format,
 };
 
@@ -46,6 +46,7 @@ pub enum Command {
     Cancel(jobs::CancelArgs),
     Logs(logs::Args),
     Fetch(fetch::Args),
+    Why(why::Args),
     Nodes(nodes::ListArgs),
     Node(nodes::GetArgs),
     Cordon(nodes::CordonArgs),

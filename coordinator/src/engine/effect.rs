@@ -6,8 +6,8 @@ use bytes::Bytes;
 use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId, TaskKey};
 
 use super::{
-    explain::Explanation,
     event::{AttemptEnd, NewJob, NodeRecord, ReplyId},
+    explain::Explanation,
     placement::Decision,
     types::{Cause, Counts, JobState, NodeState, SandboxLevel, TaskState, Time},
 };

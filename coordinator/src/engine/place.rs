@@ -180,9 +180,16 @@ impl Engine {
         let mut best = Vec::new();
         // In the order of their scores, so that the first that suit are the best.
         for (_, id) in self.index.open.iter().take(LOOK) {
-            let Some(node) = self.nodes.get(id).filter(|node| admits(&wanted, node).is_ok()) else { continue };
+            let Some(node) = self.nodes.get(id).filter(|node| admits(&wanted, node).is_ok()) else {
+                continue;
+            };
             let terms = Terms::of(node, now);
-            best.push(Candidate { name: node.record.name.clone(), terms, score: terms.score(&by), busy: None });
+            best.push(Candidate {
+                name: node.record.name.clone(),
+                terms,
+                score: terms.score(&by),
+                busy: None,
+            });
             if best.len() == BEST {
                 break;
             }

@@ -8,10 +8,10 @@ use mesh_proto::{
     digest::Digest,
     ids::{JobId, JobNumber},
     v1::{
-        CancelJobRequest, CancelJobResponse, GetJobRequest, Job, JobState, ListJobsRequest, ListJobsResponse,
-        ListOutputsRequest, ListOutputsResponse, ListTasksRequest, ListTasksResponse, SandboxLevel,
-        StreamLogsRequest, StreamLogsResponse, SubmitJobRequest, SubmitJobResponse, TaskOutputs,
-        WatchJobRequest, array_spec, jobs_server::Jobs,
+        CancelJobRequest, CancelJobResponse, ExplainTaskRequest, ExplainTaskResponse, GetJobRequest, Job,
+        JobState, ListJobsRequest, ListJobsResponse, ListOutputsRequest, ListOutputsResponse,
+        ListTasksRequest, ListTasksResponse, SandboxLevel, StreamLogsRequest, StreamLogsResponse,
+        SubmitJobRequest, SubmitJobResponse, TaskOutputs, WatchJobRequest, array_spec, jobs_server::Jobs,
     },
 };
 use prost::Message as _;
@@ -23,7 +23,7 @@ use super::{
     convert::{self, store_status},
     logs::{self, Logs},
     rate::RateLimiter,
-    tasks, watch,
+    tasks, watch, why,
 };
 use crate::{
     commit::{Core, CoreError},
@@ -127,6 +127,16 @@ impl Jobs for JobsService {
         let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
         let lister = tasks::Lister { store: &self.store, plans: &self.plans, sessions: &self.sessions };
         lister.list(&record, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn explain_task(
+        &self,
+        request: Request<ExplainTaskRequest>,
+    ) -> Result<Response<ExplainTaskResponse>, Status> {
+        let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
+        let lister = tasks::Lister { store: &self.store, plans: &self.plans, sessions: &self.sessions };
+        let explainer = why::Explainer { core: &self.core, store: &self.store, lister };
+        explainer.explain(&record, request.into_inner()).await.map(Response::new)
     }
 
     async fn cancel_job(

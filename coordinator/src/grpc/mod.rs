@@ -18,6 +18,7 @@ pub mod rate;
 pub mod standard;
 mod tasks;
 mod watch;
+mod why;
 
 #[cfg(test)]
 mod testing;

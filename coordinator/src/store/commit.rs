@@ -108,6 +108,7 @@ async fn write(transaction: &mut PgConnection, epoch: i64, rows: &mut Rows) -> R
     upsert_tasks(transaction, &rows.tasks).await?;
     upsert_attempts(transaction, &rows.attempts).await?;
     update_nodes(transaction, &rows.nodes).await?;
+    decisions::insert(transaction, &rows.decisions).await?;
     Ok(seq)
 }
 

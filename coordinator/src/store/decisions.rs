@@ -138,7 +138,10 @@ impl Store {
                     Some(data) => {
                         let record =
                             Placement::decode(&data[..]).map_err(|_| StoreError::Corrupt("decision"))?;
-                        Some(Placement { at_ms: row.decided_at.map_or(0, |at| at.timestamp_millis()), ..record })
+                        Some(Placement {
+                            at_ms: row.decided_at.map_or(0, |at| at.timestamp_millis()),
+                            ..record
+                        })
                     }
                     None => None,
                 };

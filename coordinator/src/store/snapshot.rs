@@ -26,10 +26,9 @@ pub async fn load(connection: &mut PgConnection) -> Result<Snapshot, StoreError>
     let next_job = sqlx::query_scalar!("SELECT COALESCE(max(number), 0) + 1 AS \"next!\" FROM jobs")
         .fetch_one(&mut *connection)
         .await? as u64;
-    let next_decision =
-        sqlx::query_scalar!("SELECT COALESCE(max(id), 0) + 1 AS \"next!\" FROM decisions")
-            .fetch_one(&mut *connection)
-            .await? as u64;
+    let next_decision = sqlx::query_scalar!("SELECT COALESCE(max(id), 0) + 1 AS \"next!\" FROM decisions")
+        .fetch_one(&mut *connection)
+        .await? as u64;
     let nodes = load_nodes(connection).await?;
     let mut jobs = load_jobs(connection).await?;
     let numbers: Vec<i64> = jobs.keys().map(|number| number.0 as i64).collect();

@@ -13,6 +13,7 @@ pub mod status;
 pub mod submit;
 pub mod tasks;
 pub mod token;
+pub mod why;
 
 use crate::{
     cli::{Cli, Command},
@@ -55,6 +56,7 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Tag(args) => nodes::tag(&context, &args).await,
         Command::Token(command) => token::run(&context, command).await,
         Command::Blob(command) => blob::run(&context, command).await,
+        Command::Why(args) => why::run(&context, &args).await,
         Command::Status(args) => status::run(&context, &args).await,
         Command::Completions(args) => completions::run(&args),
     }

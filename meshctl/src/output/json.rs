@@ -183,6 +183,58 @@ pub fn blob(digest: Digest, size: u64) -> Value {
     json!({"digest": digest.to_string(), "size": size})
 }
 
+pub fn why(answer: &v1::ExplainTaskResponse) -> Value {
+    let placement = |placement: &v1::Placement| {
+        let by = placement.coefficients.unwrap_or_default();
+        let round = |value: f32| (f64::from(value) * 1e6).round() / 1e6;
+        json!({
+            "at": rfc3339(placement.at_ms),
+            "nodes": placement.nodes,
+            "suitable": placement.suitable,
+            "with_room": placement.with_room,
+            "ahead": placement.ahead,
+            "rejections": placement.rejections.iter().map(|rejection| json!({
+                "reason": rejection.reason,
+                "count": rejection.count,
+                "sentence": text_or_null(&rejection.sentence),
+            })).collect::<Vec<_>>(),
+            "best": placement.best.iter().map(|node| json!({
+                "name": node.name,
+                "score": round(node.score),
+                "rtt": round(node.rtt),
+                "load": round(node.load),
+                "queue": round(node.queue),
+                "unreliability": round(node.unreliability),
+                "busy": text_or_null(&node.busy),
+            })).collect::<Vec<_>>(),
+            "coefficients": {
+                "alpha": round(by.alpha),
+                "beta": round(by.beta),
+                "gamma": round(by.gamma),
+                "delta": round(by.delta),
+                "version": by.version,
+            },
+        })
+    };
+    json!({
+        "task": answer.task.as_ref().map(task),
+        "sentences": answer.sentences,
+        "now": answer.now.as_ref().map(placement),
+        "recorded": answer.recorded.as_ref().map(placement),
+        "attempts": answer.attempts.iter().map(|attempt| json!({
+            "attempt": attempt.number,
+            "node": text_or_null(&attempt.node),
+            "cause": (attempt.cause() != v1::Cause::Unspecified).then(|| attempt.cause().lower()),
+            "exit_code": attempt.exit_code,
+            "signal": attempt.signal,
+            "message": text_or_null(&attempt.message),
+            "assigned_at": rfc3339(attempt.assigned_at_ms),
+            "started_at": rfc3339(attempt.started_at_ms),
+            "ended_at": rfc3339(attempt.ended_at_ms),
+        })).collect::<Vec<_>>(),
+    })
+}
+
 pub fn status(status: &v1::MeshStatus) -> Value {
     let sorted = |map: &HashMap<String, u64>| -> Value {
         map.iter().map(|(key, count)| (key.clone(), Value::from(*count))).collect::<Map<_, _>>().into()

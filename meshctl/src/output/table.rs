@@ -332,6 +332,44 @@ pub fn tokens(out: Out, tokens: &[v1::TokenInfo], now_ms: i64) -> String {
     render(table, &[])
 }
 
+/// Sentences first, the numbers under them.
+pub fn why(out: Out, answer: &v1::ExplainTaskResponse) -> String {
+    let mut text: String = answer.sentences.iter().map(|line| format!("{}\n", escape(line))).collect();
+    let shown = [(&answer.now, "Nodes now"), (&answer.recorded, "Nodes when it was placed")];
+    for (placement, title) in shown {
+        let Some(placement) = placement.as_ref().filter(|placement| !placement.best.is_empty()) else {
+            continue;
+        };
+        let by = placement.coefficients.unwrap_or_default();
+        let mut table = table(out, &["NODE", "SCORE", "RTT", "LOAD", "QUEUE", "UNRELIABLE", "BUSY"]);
+        for node in &placement.best {
+            table.add_row(vec![
+                Cell::new(escape(&node.name)),
+                Cell::new(format!("{:.3}", node.score)),
+                Cell::new(format!("{:.3}", node.rtt)),
+                Cell::new(format!("{:.3}", node.load)),
+                Cell::new(format!("{:.3}", node.queue)),
+                Cell::new(format!("{:.3}", node.unreliability)),
+                Cell::new(dash(&node.busy)),
+            ]);
+        }
+        let _ = write!(
+            text,
+            "\n{title}: {} in all, {} suitable, {} with room; \
+             score = {}·RTT + {}·load + {}·queue + {}·unreliability, lower is better\n{}",
+            placement.nodes,
+            placement.suitable,
+            placement.with_room,
+            by.alpha,
+            by.beta,
+            by.gamma,
+            by.delta,
+            render(table, &[1, 2, 3, 4, 5])
+        );
+    }
+    text.trim_end().to_owned()
+}
+
 pub fn status(status: &v1::MeshStatus) -> String {
     let listed = |map: &HashMap<String, u64>| {
         let mut words: Vec<(&String, &u64)> = map.iter().filter(|(_, count)| **count > 0).collect();

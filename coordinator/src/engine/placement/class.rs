@@ -104,8 +104,8 @@ impl Classes {
                 exhausted: [None; 2],
                 few: None,
                 rejected: None,
-            decided: None,
-            passed_over: None,
+                decided: None,
+                passed_over: None,
                 run_ms: None,
             },
         );

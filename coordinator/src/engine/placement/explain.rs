@@ -200,8 +200,10 @@ fn sentence(reason: &'static str, wanted: &Requirements, nodes: &[(&Node, Unfit)
                 Some(format!("; the largest of them, {}, has {has}", node.record.name))
             });
             let asked = &wanted.resources;
-            let memory = if asked.memory > 0 { format!(" and {}", size(asked.memory)) } else { String::new() };
-            let named: String = asked.named.iter().map(|(name, units)| format!(" and {units} {name}")).collect();
+            let memory =
+                if asked.memory > 0 { format!(" and {}", size(asked.memory)) } else { String::new() };
+            let named: String =
+                asked.named.iter().map(|(name, units)| format!(" and {units} {name}")).collect();
             format!(
                 "{} too small for {} cpu{memory}{named}{}",
                 number(count, "node is", "nodes are"),
@@ -220,7 +222,10 @@ fn sentence(reason: &'static str, wanted: &Requirements, nodes: &[(&Node, Unfit)
             format!("{} not run tasks at sandbox level {level}", number(count, "node does", "nodes do"))
         }
         "limits" => format!("{lack} limits held by a cgroup"),
-        _ => format!("{} not registered since the coordinator started", number(count, "node has", "nodes have")),
+        _ => format!(
+            "{} not registered since the coordinator started",
+            number(count, "node has", "nodes have")
+        ),
     }
 }
 
@@ -239,10 +244,7 @@ fn tag_sentence(lack: &str, tag: &str, wanted: &Requirements, nodes: &[(&Node, U
 }
 
 /// The word most like `asked`, if any is like it at all.
-fn nearest<'a>(
-    asked: &str,
-    words: impl Iterator<Item = (&'a str, &'a str)>,
-) -> Option<(&'a str, &'a str)> {
+fn nearest<'a>(asked: &str, words: impl Iterator<Item = (&'a str, &'a str)>) -> Option<(&'a str, &'a str)> {
     words
         .map(|(node, word)| (distance(asked, word), node, word))
         .filter(|(distance, _, word)| *distance * 2 <= asked.chars().count().max(word.chars().count()))

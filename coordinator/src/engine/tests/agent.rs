@@ -142,6 +142,7 @@ impl Agent {
             | Say::Reply(..)
             | Say::JobChanged(_)
             | Say::Ended { .. }
+            | Say::Unplaced { .. }
             | Say::Placed { .. } => {}
         }
     }

@@ -4,6 +4,7 @@ mod agent;
 mod attempts;
 mod cancel;
 mod dag;
+mod explain;
 mod feed;
 mod jobs;
 mod mesh;

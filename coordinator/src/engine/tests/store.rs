@@ -27,6 +27,8 @@ pub struct Store {
     pub tasks: BTreeMap<TaskKey, TaskRow>,
     pub attempts: BTreeMap<AttemptKey, AttemptRow>,
     pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// The id of the last recorded decision.
+    pub decisions: u64,
 }
 
 impl Store {
@@ -43,6 +45,12 @@ impl Store {
                         return Err(format!("a finished job changes: {:?} to {row:?}", job.row));
                     }
                     job.row = row.clone();
+                }
+                Write::Decision(decision) => {
+                    if decision.id <= self.decisions {
+                        return Err(format!("decision {} comes twice", decision.id));
+                    }
+                    self.decisions = decision.id;
                 }
                 Write::Definition { job, task, counts } => {
                     let job = self.jobs.get_mut(job).ok_or("a definition of no job")?;
@@ -199,13 +207,18 @@ impl Store {
                 .is_some_and(|job| job.row == view.row && job.definitions == view.definitions),
             Say::Cancel { .. }
             | Say::Withdraw { .. }
+            | Say::Unplaced { .. }
             | Say::EndSession { .. }
             | Say::Ack { ack: Ack::Stale, .. }
             | Say::Ended { .. }
             | Say::Placed { .. }
             | Say::Reply(
                 _,
-                Reply::Registered { .. } | Reply::Node(_) | Reply::Nodes(_) | Reply::Refused(_),
+                Reply::Registered { .. }
+                | Reply::Node(_)
+                | Reply::Nodes(_)
+                | Reply::Explained(_)
+                | Reply::Refused(_),
             ) => true,
         };
         if holds { Ok(()) } else { Err(format!("said, but not stored: {say:?}")) }
@@ -247,6 +260,7 @@ impl Store {
     /// Everything unfinished, as a start reads it.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
+            next_decision: self.decisions + 1,
             next_job: self.jobs.keys().next_back().map_or(1, |last| last.0 + 1),
             nodes: self.nodes.values().cloned().collect(),
             jobs: self
@@ -310,6 +324,7 @@ impl Store {
             losses: row.losses,
             state: row.state,
             placed: self.attempts.get(&attempt).filter(|_| placed).map(|row| StoredPlace {
+                decision: row.decision,
                 node: row.node,
                 boot: row.boot,
                 assigned_at: row.assigned_at,

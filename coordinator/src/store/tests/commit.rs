@@ -36,6 +36,7 @@ fn task_row(state: TaskState, attempt: u32) -> TaskRow {
 
 fn attempt_row(kit: &Kit, number: u32, node: mesh_proto::ids::NodeId, ended: bool) -> AttemptRow {
     AttemptRow {
+        decision: None,
         key: AttemptKey { task: KEY, number },
         node,
         boot: mesh_proto::ids::BootId(node.0),
