@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent::jail::{Client, Event, Events, Level, Options, Rlimits, StartRequest};
+use agent::jail::{Bounds, Client, Event, Events, Level, Network, Options, Rlimits, StartRequest};
 use mesh_proto::ids::{AttemptKey, JobNumber, TaskKey};
 
 #[tokio::main(flavor = "current_thread")]
@@ -19,7 +19,7 @@ async fn main() -> anyhow::Result<()> {
     let (client, mut events) = Client::ensure(&options).await?;
 
     let mut job = 0;
-    for level in [Level::None, Level::Basic] {
+    for level in [Level::None, Level::Basic, Level::Strict] {
         let mut requests = Vec::new();
         for _ in 0..2 * tasks {
             job += 1;
@@ -74,5 +74,9 @@ fn request(dir: &std::path::Path, job: u64, level: Level) -> anyhow::Result<Star
         max_output: 1 << 20,
         limits: Rlimits::default(),
         hidden: vec![dir.to_owned()],
+        network: Network::None,
+        mounts: Vec::new(),
+        bounds: Bounds::default(),
+        without: Vec::new(),
     })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_proto::v1::Assignment;
 
 use crate::beneath::Owner;
-use crate::jail::{Level, Rlimits, StartRequest};
+use crate::jail::{Bounds, Level, Network, Rlimits, StartRequest};
 use crate::runner::{Context, Job};
 use crate::stage::{PROGRESS, SCRIPT};
 
@@ -32,6 +32,10 @@ pub fn request(context: &Context, job: &Job, level: Level, owner: Option<Owner>)
         max_output: context.config.limits.max_output,
         limits: Rlimits { nproc: owner.map(|_| MAX_PROCESSES), ..Rlimits::default() },
         hidden: vec![context.config.data_dir.clone(), (*context.work_root).clone()],
+        network: Network::None,
+        mounts: Vec::new(),
+        bounds: Bounds::default(),
+        without: Vec::new(),
         work_dir,
     }
 }

@@ -79,7 +79,11 @@ pub fn sandbox(probe: &jail::Probe, allow: Level) -> v1::Sandbox {
     v1::Sandbox {
         strongest: strongest.into(),
         weakest: allow.wire().into(),
-        limits: "rlimit".to_owned(),
+        limits: match probe.limits {
+            jail::Limits::Cgroup => "cgroup",
+            jail::Limits::Rlimit => "rlimit",
+        }
+        .to_owned(),
         layers: layers.collect(),
     }
 }
@@ -89,6 +93,7 @@ pub fn wire_level(level: jail::Level) -> v1::SandboxLevel {
     match level {
         jail::Level::None => v1::SandboxLevel::None,
         jail::Level::Basic => v1::SandboxLevel::Basic,
+        jail::Level::Strict => v1::SandboxLevel::Strict,
     }
 }
 

@@ -491,15 +491,20 @@ fn of_record(record: &ExitRecord, stop: Option<Stop>) -> Ended {
             Some(Stop::Shutdown) | None => (Cause::Infra, "the agent was stopped with its tasks".to_owned()),
             Some(Stop::Cancel | Stop::Discard) => (Cause::Cancelled, "cancelled".to_owned()),
         },
+        ExitCause::OutOfMemory => (Cause::Oom, "it used more memory than it may".to_owned()),
+        ExitCause::DiskFull(why) => (Cause::Disk, why.clone()),
         ExitCause::SpawnFailed(why) => (Cause::Infra, format!("the process could not be started: {why}")),
         ExitCause::OutputLost(why) => (Cause::Infra, format!("its output could not be kept: {why}")),
     };
     let (exit_code, signal) = match record.cause {
         ExitCause::Exited(code) => (code, 0),
         ExitCause::Signalled(signal) => (0, signal),
-        ExitCause::TimedOut | ExitCause::Killed | ExitCause::SpawnFailed(_) | ExitCause::OutputLost(_) => {
-            (0, 0)
-        }
+        ExitCause::TimedOut
+        | ExitCause::Killed
+        | ExitCause::OutOfMemory
+        | ExitCause::DiskFull(_)
+        | ExitCause::SpawnFailed(_)
+        | ExitCause::OutputLost(_) => (0, 0),
     };
     Ended {
         exit_code,

@@ -81,12 +81,14 @@ pub struct Options {
     pub exe: Option<PathBuf>,
     /// How long tasks run on when no daemon is connected.
     pub orphan_timeout: Duration,
+    /// Requests may leave parts of a level away; for tests.
+    pub testing: bool,
 }
 
 impl Options {
     /// This program, and a day for orphans.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), exe: None, orphan_timeout: Duration::from_hours(24) }
+        Self { dir: dir.into(), exe: None, orphan_timeout: Duration::from_hours(24), testing: false }
     }
 }
 
@@ -184,6 +186,7 @@ impl Client {
             .args([OsStr::new("jail"), OsStr::new("--detach"), OsStr::new("--dir"), options.dir.as_os_str()])
             .arg("--orphan-timeout")
             .arg(format!("{}s", options.orphan_timeout.as_secs()))
+            .args(options.testing.then_some("--testing"))
             // It keeps its environment for as long as it lives; the daemon's may hold a join token.
             .env_clear()
             .stdin(std::process::Stdio::null())

@@ -18,18 +18,22 @@ use std::{
 };
 
 use clap::Parser;
+use mesh_proto::digest::Digest;
 use rustix::{
     fs::{FlockOperation, Mode},
     process::{DumpableBehavior, Resource, Rlimit},
 };
 
 use super::{
+    cgroup::Groups,
     log,
     plan::Facts,
-    probe::probe,
-    protocol::{Level, SOCKET},
+    probe::{TREE, probe},
+    protocol::{Level, Limits, SOCKET},
     server::{Options, Server},
+    slot::Slots,
     sys::{self, Signals},
+    system,
 };
 
 /// Held by the living jail of a directory.
@@ -52,6 +56,9 @@ struct Args {
     /// How long tasks run on without a daemon.
     #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
     orphan_timeout: Duration,
+    /// Let requests leave parts of a level away: for tests that show what each part is for.
+    #[arg(long, hide = true)]
+    testing: bool,
 }
 
 /// What keeps a jail from starting.
@@ -143,6 +150,7 @@ fn serve(args: &Args, ready: Option<OwnedFd>) -> Result<(), EntryError> {
     let _not_ours = fs::write("/proc/self/oom_score_adj", "-900");
 
     let listener = listen(&dir)?;
+    sys::prepare_filter();
     let mut facts = Facts {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
@@ -152,13 +160,22 @@ fn serve(args: &Args, ready: Option<OwnedFd>) -> Result<(), EntryError> {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0),
+        limits: Limits::Rlimit,
+        testing: args.testing,
     };
-    let probe = probe(&dir, &facts).map_err(io_error("cannot try what this machine can do"))?;
+    let system = system::look();
+    let mark = Digest::of(dir.as_os_str().as_encoded_bytes()).to_string();
+    let mut groups = Groups::make(&format!("mesh-{}", &mark[..16]));
+    let probe =
+        probe(&dir, &facts, &system, &mut groups).map_err(io_error("cannot try what this machine can do"))?;
     facts.strongest = probe.strongest;
+    facts.limits = probe.limits;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| io_error("cannot close the jail to others")(error.into()))?;
 
-    let options = Options { dir: dir.clone(), facts, probe, orphan_timeout: args.orphan_timeout };
+    let groups = groups.ok().filter(|_| facts.limits == Limits::Cgroup);
+    let slots = Slots::new(facts, system, dir.join(TREE), groups);
+    let options = Options { dir: dir.clone(), facts, probe, orphan_timeout: args.orphan_timeout, slots };
     let server = Server::new(options, listener).map_err(io_error("cannot make the event loop"))?;
     if ready.is_some() {
         redirect(&dir)?;

@@ -8,23 +8,25 @@
 #![expect(unsafe_code, reason = "forks")]
 
 use std::{
-    ffi::{CStr, c_int, c_void},
+    ffi::{c_int, c_void},
     mem::MaybeUninit,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags},
     io::Errno,
-    mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags},
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags},
-    process::{DumpableBehavior, Rlimit, Signal},
-    thread::{CapabilitySet, CapabilitySets},
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
+        SocketType,
+    },
+    thread::CapabilitySet,
 };
 
 use super::{
     plan::{Plan, Step},
+    room::Watch,
+    steps::{Hands, carry_out, keep_capabilities},
     sweep,
     sys::{self, Fork, Pointers, Signals},
 };
@@ -34,7 +36,7 @@ pub const END_NOW: i32 = libc::SIGUSR1;
 /// The descriptor of the control socket in keeper and task.
 const CONTROL: i32 = 3;
 /// The stack on which a task's process lives until its exec, in units of 16 bytes.
-const STACK: usize = 8 * 1024;
+pub const STACK: usize = 8 * 1024;
 
 /// What a keeper tells the jail, in this order: the task's process, whether its command runs, how it
 /// ended. A failure ends it.
@@ -50,6 +52,8 @@ pub enum Word {
     NoExec(Errno),
     /// The command's process ended with this status.
     Ended(i32),
+    /// The work directory holds more bytes, or more files, than it may.
+    TooMuch { files: bool },
 }
 
 const PROCESS: i32 = 1;
@@ -57,6 +61,7 @@ const RUNS: i32 = 2;
 const STEP_FAILED: i32 = 3;
 const NO_EXEC: i32 = 4;
 const ENDED: i32 = 5;
+const TOO_MUCH: i32 = 6;
 const WORD: usize = 12;
 
 fn tell(kind: i32, a: i32, b: i32) {
@@ -98,8 +103,17 @@ pub fn hear(control: BorrowedFd<'_>) -> Option<Word> {
         STEP_FAILED => Some(Word::StepFailed { step: a as usize, errno: Errno::from_raw_os_error(b) }),
         NO_EXEC => Some(Word::NoExec(Errno::from_raw_os_error(a))),
         ENDED => Some(Word::Ended(a)),
+        TOO_MUCH => Some(Word::TooMuch { files: a != 0 }),
         _ => None,
     }
+}
+
+/// A socket between the jail and a keeper, the jail's end first.
+pub fn control() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::sockopt::set_socket_passcred(&ours, true)?;
+    Ok((ours, theirs))
 }
 
 /// The descriptors of a task.
@@ -118,8 +132,7 @@ pub struct Keeper {
 
 /// Forks a keeper that carries out `plan`.
 pub fn start(plan: &Plan, stdio: &Stdio<'_>) -> Result<Keeper, Errno> {
-    let argv = Pointers::new(&plan.argv);
-    let env = Pointers::new(&plan.env);
+    let (argv, env) = (Pointers::new(&plan.argv), Pointers::new(&plan.env));
     let jail = std::process::id() as i32;
     // Taken before the fork, and never touched on this side of it.
     let mut stack = Vec::with_capacity(STACK);
@@ -129,7 +142,32 @@ pub fn start(plan: &Plan, stdio: &Stdio<'_>) -> Result<Keeper, Errno> {
         Fork::Child => {
             // A panic must not unwind into the jail's loop in this copy of it.
             let _never = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                keep(plan, &argv, &env, stdio, jail, stack.spare_capacity_mut())
+                place_descriptors(stdio);
+                sys::close_from(CONTROL + 1);
+                keep(plan, &argv, &env, &mut Hands::default(), jail, stack.spare_capacity_mut())
+            }));
+            sys::exit_now(1)
+        }
+    }
+}
+
+/// The same from a slot's helper, as the jail's child; gives its pid. What the helper holds stays
+/// open until the command runs.
+pub fn start_from_helper(
+    plan: &Plan,
+    stdio: &Stdio<'_>,
+    hands: &mut Hands,
+    stack: &mut [MaybeUninit<u128>],
+) -> Result<i32, Errno> {
+    let (argv, env) = (Pointers::new(&plan.argv), Pointers::new(&plan.env));
+    // SAFETY: a helper is a fork of the jail and starts no thread.
+    match unsafe { sys::fork_sibling(plan.namespaces) }? {
+        Fork::Parent { pid, .. } => Ok(pid),
+        Fork::Child => {
+            let _never = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                place_descriptors(stdio);
+                // From inside of a pid namespace the jail has no pid.
+                keep(plan, &argv, &env, hands, 0, stack)
             }));
             sys::exit_now(1)
         }
@@ -141,6 +179,7 @@ struct Task<'a> {
     plan: &'a Plan,
     argv: &'a Pointers<'a>,
     env: &'a Pointers<'a>,
+    hands: &'a mut Hands,
     first: usize,
     failed: bool,
 }
@@ -149,28 +188,25 @@ fn keep(
     plan: &Plan,
     argv: &Pointers<'_>,
     env: &Pointers<'_>,
-    stdio: &Stdio<'_>,
+    hands: &mut Hands,
     jail: i32,
     stack: &mut [MaybeUninit<u128>],
 ) -> ! {
     Signals::all().block_only();
-    place_descriptors(stdio);
     tie_to_jail(plan.contained());
-
-    let mut held = None;
     for (number, step) in plan.steps.iter().enumerate() {
         if *step == Step::Fork {
-            let mut task = Task { plan, argv, env, first: number + 1, failed: false };
+            let mut task = Task { plan, argv, env, hands, first: number + 1, failed: false };
             // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds; it is
             // alive until then because this side waits.
             let pid = unsafe { sys::vfork_with(become_task, stack, (&raw mut task).cast()) };
             match pid {
                 Ok(_) if task.failed => sys::exit_now(0),
-                Ok(pid) => watch(pid, plan.contained(), jail),
+                Ok(pid) => watch(pid, plan, jail),
                 Err(errno) => fail(number, errno),
             }
         }
-        if let Err(errno) = carry_out(step, &mut held) {
+        if let Err(errno) = carry_out(step, hands) {
             fail(number, errno);
         }
     }
@@ -182,19 +218,15 @@ fn fail(step: usize, errno: Errno) -> ! {
     sys::exit_now(0)
 }
 
-/// 0, 1, 2 and the control socket at 3; everything else of the jail's is closed.
+/// 0, 1, 2 and the control socket at 3.
 fn place_descriptors(stdio: &Stdio<'_>) {
-    // SAFETY: these numbers are this process's to give: the jail's own 0 to 2 are not used here,
-    // and its other descriptors, from 3 on, are read before one of them is replaced.
-    unsafe {
-        libc::dup2(stdio.stdin.as_raw_fd(), 0);
-        libc::dup2(stdio.stdout.as_raw_fd(), 1);
-        libc::dup2(stdio.stderr.as_raw_fd(), 2);
-        if stdio.control.as_raw_fd() != CONTROL {
-            libc::dup3(stdio.control.as_raw_fd(), CONTROL, libc::O_CLOEXEC);
-        }
-        libc::syscall(libc::SYS_close_range, CONTROL + 1, c_int::MAX, 0);
+    // These numbers are this process's to give: the jail's own 0 to 2 and a helper's 0 to 3 are not
+    // used here, and the other descriptors, from 3 on, are read before one of them is replaced.
+    for (number, fd) in [stdio.stdin, stdio.stdout, stdio.stderr].into_iter().enumerate() {
+        sys::place(fd, number as i32);
+        sys::keep_on_exec(number as i32);
     }
+    sys::place(stdio.control, CONTROL);
 }
 
 /// The jail's death is this process's, also when it happened a moment ago.
@@ -217,109 +249,13 @@ fn tie_to_jail(contained: bool) {
     }
 }
 
-/// Does one step. `held` is what the last `Hold` holds.
-pub fn carry_out(step: &Step, held: &mut Option<OwnedFd>) -> Result<(), Errno> {
-    const INERT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
-    match step {
-        Step::MapIds { uid_map, gid_map } => {
-            // These files belong to root when the process may not be looked into.
-            rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-            write_file(c"/proc/self/setgroups", b"deny")?;
-            write_file(c"/proc/self/uid_map", uid_map.to_bytes())?;
-            write_file(c"/proc/self/gid_map", gid_map.to_bytes())
-        }
-        Step::OomScore => {
-            rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-            write_file(c"/proc/self/oom_score_adj", b"0")
-        }
-        Step::Undumpable => rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable),
-        Step::PrivateMounts => {
-            rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        }
-        Step::Hold(path) => {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_RECURSIVE
-                | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-            *held = Some(rustix::mount::open_tree(CWD, path.as_c_str(), flags)?);
-            Ok(())
-        }
-        Step::Cover(path) => rustix::mount::mount(
-            c"mesh",
-            path.as_c_str(),
-            c"tmpfs",
-            INERT,
-            c"mode=0755,size=64k,nr_inodes=256",
-        ),
-        Step::MakeDir(path) => rustix::fs::mkdirat(CWD, path.as_c_str(), Mode::from_raw_mode(0o755)),
-        Step::Seal(path) => {
-            rustix::mount::mount_remount(path.as_c_str(), INERT | MountFlags::BIND | MountFlags::RDONLY, c"")
-        }
-        Step::Restore(path) => {
-            let tree = held.take().ok_or(Errno::BADF)?;
-            rustix::mount::move_mount(
-                &tree,
-                c"",
-                CWD,
-                path.as_c_str(),
-                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-            )
-        }
-        Step::OwnProc => rustix::mount::mount(c"proc", c"/proc", c"proc", INERT, None::<&CStr>),
-        Step::Chdir(path) => rustix::process::chdir(path.as_c_str()),
-        Step::DropBoundingSet => sys::drop_bounding_set(),
-        Step::Fork => Ok(()),
-        Step::NewSession => rustix::process::setsid().map(|_| ()),
-        Step::Umask(mask) => {
-            rustix::process::umask(Mode::from_raw_mode(*mask));
-            Ok(())
-        }
-        Step::Limit(limit, most) => {
-            let old = rustix::process::getrlimit(limit.resource());
-            // What is above the jail's own hard limit is not its to give.
-            let most = Some(old.maximum.map_or(*most, |hard| hard.min(*most)));
-            rustix::process::setrlimit(limit.resource(), Rlimit { current: most, maximum: most })
-        }
-        Step::ClearGroups => rustix::thread::set_thread_groups(&[]),
-        Step::Gid(gid) => {
-            let gid = rustix::process::Gid::from_raw(*gid);
-            rustix::thread::set_thread_res_gid(gid, gid, gid)
-        }
-        Step::Uid(uid) => {
-            let uid = rustix::process::Uid::from_raw(*uid);
-            rustix::thread::set_thread_res_uid(uid, uid, uid)
-        }
-        Step::DieWithKeeper => rustix::process::set_parent_process_death_signal(Some(Signal::KILL)),
-        Step::DropCapabilities => {
-            rustix::thread::clear_ambient_capability_set()?;
-            keep_capabilities(CapabilitySet::empty())
-        }
-        Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
-        Step::ResetSignals => {
-            sys::default_actions();
-            Signals::of(&[]).block_only();
-            Ok(())
-        }
-    }
-}
-
-fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets)
-}
-
-fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
-    let file = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(file, bytes).map(|_| ())
-}
-
 /// The task's process, from its birth to its exec, in the keeper's memory.
 extern "C" fn become_task(task: *mut c_void) -> c_int {
     // SAFETY: the keeper passes its `Task` and waits until this process has exec'd or exited.
     let task = unsafe { &mut *task.cast::<Task<'_>>() };
     tell(PROCESS, 0, 0);
     for (number, step) in task.plan.steps.iter().enumerate().skip(task.first) {
-        if let Err(errno) = carry_out(step, &mut None) {
+        if let Err(errno) = carry_out(step, task.hands) {
             task.failed = true;
             tell(STEP_FAILED, number as i32, errno.raw_os_error());
             sys::exit_now(1);
@@ -342,16 +278,25 @@ extern "C" fn become_task(task: *mut c_void) -> c_int {
     sys::exit_now(1)
 }
 
-/// From the exec on: bury, pass requests to end on, and end with the command.
-fn watch(task: i32, contained: bool, jail: i32) -> ! {
+/// From the exec on: bury, pass requests to end on, look at the work directory, and end with the
+/// command.
+fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
     tell(RUNS, 0, 0);
-    // The task's pipes are not the keeper's to hold open.
-    for fd in 0..CONTROL {
-        // SAFETY: nothing here uses these descriptors.
-        drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    }
-    // To signal a task of another uid is all that is still needed; without root not even that.
-    let _less = keep_capabilities(CapabilitySet::KILL).or_else(|_| keep_capabilities(CapabilitySet::empty()));
+    let contained = plan.contained();
+    // The task's pipes are not the keeper's to hold open, nor is what led here.
+    sys::close_below(CONTROL);
+    sys::close_from(CONTROL + 1);
+    // Changing who one is has disarmed this.
+    tie_to_jail(contained);
+    let mut room = Watch::new(plan.room);
+    // To signal a task of another uid, and to look into its directory, is all that is still needed;
+    // without root not even that.
+    let needed = if room.is_some() {
+        CapabilitySet::KILL | CapabilitySet::DAC_READ_SEARCH
+    } else {
+        CapabilitySet::KILL
+    };
+    let _less = keep_capabilities(needed).or_else(|_| keep_capabilities(CapabilitySet::empty()));
     let signals = Signals::of(&[libc::SIGCHLD, libc::SIGTERM, END_NOW]);
     loop {
         while let Ok(Some(dead)) = sys::reap() {
@@ -363,7 +308,13 @@ fn watch(task: i32, contained: bool, jail: i32) -> ! {
                 sys::exit_now(0);
             }
         }
-        let Some(arrived) = signals.wait(None) else { continue };
+        if let Some(room) = &mut room
+            && let Some(files) = room.look()
+        {
+            tell(TOO_MUCH, files.into(), 0);
+            sys::exit_now(0);
+        }
+        let Some(arrived) = signals.wait(room.as_ref().map(Watch::pause)) else { continue };
         // Only the jail's word counts; from inside a namespace it has pid 0.
         let from_jail = arrived.sender == if contained { 0 } else { jail };
         match arrived.signal {
@@ -409,8 +360,8 @@ pub fn trial(namespaces: u64, steps: &[Step], check: impl Fn() -> bool) -> Resul
     let pidfd = match unsafe { sys::fork_into(namespaces) }.map_err(Trial::Fork)? {
         Fork::Parent { pidfd, .. } => pidfd,
         Fork::Child => {
-            let mut held = None;
-            let failed = steps.iter().position(|step| carry_out(step, &mut held).is_err());
+            let mut hands = Hands::default();
+            let failed = steps.iter().position(|step| carry_out(step, &mut hands).is_err());
             sys::exit_now(match failed {
                 Some(number) => 2 + number as i32,
                 None if check() => 0,

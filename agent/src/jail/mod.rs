@@ -16,8 +16,15 @@
 //! the jail kills it, or when the jail itself dies. At level `none` it is a subreaper and
 //! hunts its descendants down. The command is started from the keeper with `vfork`.
 //!
-//! Where to look: `plan` decides, purely, which steps a request takes on this node;
-//! `keeper` carries them out; `server` is the event loop, `running` one live attempt;
+//! At level `strict` the keeper is forked by a slot's *helper*, a fork of the jail that waits on
+//! prepared ground (control groups, network, user namespace, file tree), so that a task gets all
+//! of that for the price of a fork. It is the jail's child all the same.
+//!
+//! Where to look: `plan` decides, purely, which steps a request takes on this node, and
+//! `plan/strict` is the whole of level strict as two lists; `steps` carries steps out; `keeper`
+//! goes through a task's and buries it; `helper` and `slot` are a slot's two sides, `cgroup` its
+//! limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
+//! the watch over a work directory; `server` is the event loop, `running` one live attempt;
 //! `protocol` and `client` are how the daemon speaks to it; `record` is what is left on
 //! disk; `probe` proves what this machine can do; `sys` has the system calls that no
 //! library wraps. What may enter: what a task's process needs from its birth to its burial.
@@ -31,25 +38,33 @@
 
 use std::io::Write as _;
 
+mod cgroup;
 pub mod client;
 mod clock;
 mod conn;
 mod entry;
+mod helper;
 mod keeper;
 mod plan;
 mod probe;
 pub mod protocol;
 pub mod record;
+mod room;
 mod running;
+mod seccomp;
 mod server;
+mod slot;
 mod spool;
+mod steps;
 mod sweep;
 mod sys;
+mod system;
 
 pub use client::{Client, ClientError, Events, Options};
 pub use entry::main;
 pub use protocol::{
-    Event, ExitCause, ExitRecord, Layer, Level, Probe, Rlimits, StartRequest, Started, State, Status,
+    Bounds, Event, ExitCause, ExitRecord, Layer, Level, Limits, Mount, Network, Probe, Rlimits, StartRequest,
+    Started, State, Status, WORK, Wall,
 };
 pub use record::{RecordError, read_exit_record};
 

@@ -12,11 +12,16 @@ use std::{
 };
 
 use rustix::process::Resource;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    protocol::{Level, StartRequest},
+    protocol::{Level, Limits, StartRequest, Wall},
     sys,
 };
+
+mod strict;
+
+pub use strict::{Ground, System, ground, landlock_trial};
 
 /// What the plan must know of the jail and its machine.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +34,10 @@ pub struct Facts {
     pub nofile: u64,
     /// The jail's own `oom_score_adj`; tasks get 0.
     pub oom_score_adj: i32,
+    /// What holds a request's bounds.
+    pub limits: Limits,
+    /// Whether requests may leave walls away.
+    pub testing: bool,
 }
 
 /// The request's directories, resolved on this machine: absolute, without links.
@@ -40,33 +49,92 @@ pub struct Places {
     pub hidden: Vec<PathBuf>,
 }
 
-/// One thing to do. Those up to [`Step::Fork`] are done by the keeper, the rest by the task.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One thing to do. Those up to [`Step::Fork`] are done by the keeper, the rest by the task; what a
+/// slot's helper does once, before any task, is a list of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
+    /// Go into a control group, by its list of processes.
+    JoinGroup(#[serde(with = "text")] CString),
+    /// Keys of nobody else.
+    OwnKeyring,
+    /// A network with nothing in it but a loopback that works.
+    OwnNetwork,
+    /// Make a user namespace in which there is this uid and gid alone, and keep hold of it.
+    OwnUser {
+        uid: u32,
+        gid: u32,
+    },
+    /// From here on build a file tree, aside from the one that this process sees.
+    BeginTree,
+    /// The root of the tree under construction: empty, in memory.
+    TreeRoot(#[serde(with = "text")] CString),
+    Link {
+        #[serde(with = "text")]
+        target: CString,
+        #[serde(with = "text")]
+        path: CString,
+    },
+    MakeFile(#[serde(with = "text")] CString),
+    /// Make this directory the root, with nothing above it.
+    Pivot(#[serde(with = "text")] CString),
+    /// Keep hold of the tree that was built and see the host's again.
+    EndTree,
+    /// Take a copy of the slot's tree, mounts and all, for this task alone.
+    EnterTree,
+    /// Become, for the kernel, somebody without power outside: no way back.
+    EnterUser,
+    /// What was held last: no setuid programs, no devices, and its mounts to itself.
+    Harden {
+        read_only: bool,
+    },
+    /// What was held last: files of this owner are the task's, and the other way round.
+    MapOwner {
+        owner: (u32, u32),
+        task: (u32, u32),
+    },
+    /// An empty directory in memory, writable.
+    Scratch {
+        #[serde(with = "text")]
+        path: CString,
+        #[serde(with = "text")]
+        options: CString,
+    },
+    /// A directory that everybody may write in.
+    MakeOpenDir(#[serde(with = "text")] CString),
+    /// Let the root be written to, to make room for mounts.
+    Unseal(#[serde(with = "text")] CString),
+    /// Write down, for the kernel, what may be done below which directory.
+    Rules(Vec<Rule>),
+    /// Be held to those rules from here on.
+    Restrict,
+    /// Be held to the list of system calls from here on.
+    Filter,
     /// Be, in the new user namespace, who one was outside.
     MapIds {
+        #[serde(with = "text")]
         uid_map: CString,
+        #[serde(with = "text")]
         gid_map: CString,
     },
-    /// Be found by the memory killer like anybody.
-    OomScore,
+    /// How readily the memory killer takes this process: 0 like anybody, above before others.
+    OomScore(i32),
     /// Let no other process look into this one.
     Undumpable,
     /// Keep what is mounted from now on to this namespace.
     PrivateMounts,
     /// Keep hold of a directory that is about to be covered.
-    Hold(CString),
+    Hold(#[serde(with = "text")] CString),
     /// Cover a directory by an empty one.
-    Cover(CString),
+    Cover(#[serde(with = "text")] CString),
     /// Make a directory in a cover.
-    MakeDir(CString),
+    MakeDir(#[serde(with = "text")] CString),
     /// Put the directory that is held back in its place.
-    Restore(CString),
+    Restore(#[serde(with = "text")] CString),
     /// Make a cover read-only.
-    Seal(CString),
+    Seal(#[serde(with = "text")] CString),
     /// A /proc that shows this pid namespace alone.
     OwnProc,
-    Chdir(CString),
+    Chdir(#[serde(with = "text")] CString),
     DropBoundingSet,
     /// Start the task's process, which goes on from here.
     Fork,
@@ -83,13 +151,37 @@ pub enum Step {
     ResetSignals,
 }
 
+/// What the second wall lets a task do below a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    #[serde(with = "text")]
+    pub path: CString,
+    pub access: Access,
+}
+
+/// See [`Rule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// Read, list, execute.
+    Look,
+    /// Read and write what is there, and talk to devices.
+    Use,
+    /// Everything.
+    Own,
+}
+
 /// A limit of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Limit {
     OpenFiles,
     Processes,
     CoreSize,
     FileSize,
+    /// Private memory that is written to.
+    Data,
+    /// How far above others it may put itself.
+    Priority,
+    RealTime,
 }
 
 impl Limit {
@@ -100,6 +192,9 @@ impl Limit {
             Self::Processes => Resource::Nproc,
             Self::CoreSize => Resource::Core,
             Self::FileSize => Resource::Fsize,
+            Self::Data => Resource::Data,
+            Self::Priority => Resource::Nice,
+            Self::RealTime => Resource::Rtprio,
         }
     }
 }
@@ -109,12 +204,27 @@ impl Step {
     pub fn describe(&self) -> &'static str {
         match self {
             Self::MapIds { .. } => "mapping the uid into a user namespace",
-            Self::OomScore => "setting the out-of-memory score",
+            Self::JoinGroup(_) => "joining a control group",
+            Self::OwnKeyring => "making a keyring",
+            Self::OwnNetwork => "making a network namespace",
+            Self::OwnUser { .. } => "making a user namespace",
+            Self::BeginTree | Self::EndTree => "making a mount namespace",
+            Self::TreeRoot(_) | Self::Link { .. } | Self::MakeFile(_) => "building the file tree",
+            Self::Pivot(_) => "changing the root",
+            Self::EnterTree => "entering the file tree",
+            Self::EnterUser => "entering the user namespace",
+            Self::Harden { .. } => "hardening a mount",
+            Self::MapOwner { .. } => "mapping the owner of a mount",
+            Self::Scratch { .. } | Self::MakeOpenDir(_) => "making /tmp",
+            Self::Unseal(_) => "making room for a mount",
+            Self::Rules(_) | Self::Restrict => "applying Landlock rules",
+            Self::Filter => "filtering system calls",
+            Self::OomScore(_) => "setting the out-of-memory score",
             Self::Undumpable => "closing the keeper to others",
             Self::PrivateMounts => "making the mounts private",
-            Self::Hold(_) => "opening the work directory",
+            Self::Hold(_) => "opening a directory",
             Self::Cover(_) | Self::MakeDir(_) | Self::Seal(_) => "covering the agent's directories",
-            Self::Restore(_) => "putting the work directory back in place",
+            Self::Restore(_) => "putting a directory in its place",
             Self::OwnProc => "mounting /proc",
             Self::Chdir(_) => "changing into the work directory",
             Self::DropBoundingSet | Self::DropCapabilities => "dropping capabilities",
@@ -133,15 +243,27 @@ impl Step {
 }
 
 /// A request made ready.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// Flags of the keeper's namespaces.
     pub namespaces: u64,
     pub steps: Vec<Step>,
     /// What to try to execute, in order.
+    #[serde(with = "texts")]
     pub programs: Vec<CString>,
+    #[serde(with = "texts")]
     pub argv: Vec<CString>,
+    #[serde(with = "texts")]
     pub env: Vec<CString>,
+    /// What the keeper watches in the work directory.
+    pub room: Room,
+}
+
+/// How much a work directory may come to hold; the keeper looks from time to time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    pub bytes: Option<u64>,
+    pub files: Option<u64>,
 }
 
 impl Plan {
@@ -164,8 +286,14 @@ pub enum Refusal {
     Root,
     #[error("only root can run tasks as another user (asked for uid {0})")]
     OtherUser(u32),
-    #[error("level basic is not available on this machine")]
-    Level,
+    #[error("level {} is not available on this machine", match .0 { Level::None => "none", Level::Basic => "basic", Level::Strict => "strict" })]
+    Level(Level),
+    #[error("only a jail that was started for tests leaves parts of a level away")]
+    Testing,
+    #[error("level {} takes no mounts: they need level strict", match .0 { Level::None => "none", Level::Basic => "basic", Level::Strict => "strict" })]
+    Mounts(Level),
+    #[error("a mount cannot stand at {}: a place of its own is needed, such as /data or /mnt/data", .0.display())]
+    Place(PathBuf),
     #[error("the attempt directory {} must not be inside the work directory", .0.display())]
     AttemptInWork(PathBuf),
     #[error("a hidden directory ({}) must be neither / nor inside the work directory", .0.display())]
@@ -180,10 +308,19 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Plan, Refusal> {
     let root = facts.uid == 0;
     let identity = identity(request, facts)?;
+    if request.level > facts.strongest {
+        return Err(Refusal::Level(request.level));
+    }
+    if !request.without.is_empty() && !facts.testing {
+        return Err(Refusal::Testing);
+    }
+    if !request.mounts.is_empty() && request.level != Level::Strict {
+        return Err(Refusal::Mounts(request.level));
+    }
     let contained = match request.level {
         Level::None => false,
-        Level::Basic if facts.strongest >= Level::Basic => true,
-        Level::Basic => return Err(Refusal::Level),
+        Level::Basic => true,
+        Level::Strict => return strict::plan(request, places, facts, identity),
     };
     if places.attempt_dir.starts_with(&places.work_dir) {
         return Err(Refusal::AttemptInWork(places.attempt_dir.clone()));
@@ -195,14 +332,11 @@ pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Pl
         namespaces |= sys::NEW_PID | sys::NEW_MOUNT;
         if !root {
             namespaces |= sys::NEW_USER;
-            steps.push(Step::MapIds {
-                uid_map: c_string(format!("{0} {0} 1\n", facts.uid))?,
-                gid_map: c_string(format!("{0} {0} 1\n", facts.gid))?,
-            });
+            steps.push(Step::MapIds { uid_map: same(facts.uid)?, gid_map: same(facts.gid)? });
         }
     }
     if facts.oom_score_adj != 0 {
-        steps.push(Step::OomScore);
+        steps.push(Step::OomScore(0));
     }
     steps.extend([Step::Undumpable, Step::Umask(0o022)]);
     if contained {
@@ -215,11 +349,7 @@ pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Pl
         steps.push(Step::DropBoundingSet);
     }
     steps.extend([Step::Fork, Step::NewSession]);
-    let limits = &request.limits;
-    steps.push(Step::Limit(Limit::OpenFiles, limits.nofile.min(facts.nofile)));
-    steps.push(Step::Limit(Limit::CoreSize, limits.core));
-    steps.extend(limits.nproc.map(|most| Step::Limit(Limit::Processes, most)));
-    steps.extend(limits.fsize.map(|most| Step::Limit(Limit::FileSize, most)));
+    steps.extend(limits(request, facts));
     if let Some((uid, gid)) = identity {
         steps.extend([Step::ClearGroups, Step::Gid(gid), Step::Uid(uid)]);
     }
@@ -232,9 +362,31 @@ pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Pl
         namespaces,
         steps,
         programs: programs(request)?,
-        argv: request.argv.iter().map(|word| c_string(word.as_str())).collect::<Result<_, _>>()?,
+        argv: argv(request)?,
         env: environment(request)?,
+        room: Room::default(),
     })
+}
+
+/// The limits that every level sets.
+fn limits(request: &StartRequest, facts: &Facts) -> Vec<Step> {
+    let limits = &request.limits;
+    let mut steps = vec![
+        Step::Limit(Limit::OpenFiles, limits.nofile.min(facts.nofile)),
+        Step::Limit(Limit::CoreSize, limits.core),
+    ];
+    steps.extend(limits.nproc.map(|most| Step::Limit(Limit::Processes, most)));
+    steps.extend(limits.fsize.map(|most| Step::Limit(Limit::FileSize, most)));
+    steps
+}
+
+fn argv(request: &StartRequest) -> Result<Vec<CString>, Refusal> {
+    request.argv.iter().map(|word| c_string(word.as_str())).collect()
+}
+
+/// Maps of a user namespace in which one id stands for itself.
+fn same(id: u32) -> Result<CString, Refusal> {
+    c_string(format!("{id} {id} 1\n"))
 }
 
 /// The uid and gid to change to; none when the jail's own, which is not root, stays.
@@ -324,6 +476,42 @@ fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, Refusal> {
 
 fn c_path(path: &Path) -> Result<CString, Refusal> {
     c_string(OsStr::as_bytes(path.as_os_str()))
+}
+
+/// Plans travel to a slot's helper as text: every string of a request came as text.
+mod text {
+    use std::ffi::CString;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _, ser::Error as _};
+
+    pub fn serialize<S: Serializer>(string: &CString, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(string.to_str().map_err(S::Error::custom)?)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<CString, D::Error> {
+        CString::new(String::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// The same for many.
+mod texts {
+    use std::ffi::CString;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Text(#[serde(with = "super::text")] CString);
+
+    #[derive(Serialize)]
+    struct Borrowed<'a>(#[serde(with = "super::text")] &'a CString);
+
+    pub fn serialize<S: Serializer>(strings: &[CString], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(strings.iter().map(Borrowed))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<CString>, D::Error> {
+        Ok(Vec::<Text>::deserialize(from)?.into_iter().map(|text| text.0).collect())
+    }
 }
 
 #[cfg(test)]

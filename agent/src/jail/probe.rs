@@ -1,25 +1,50 @@
 //! What this machine can do for a task, each layer proved by doing it in a trial process.
 //! Nothing is concluded from versions or settings: those only tell what to advise.
 
-use std::{fs, io, path::Path};
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mesh_proto::ids::{AttemptKey, JobNumber, TaskKey};
 
 use super::{
-    keeper::{Trial, trial},
-    plan::{Facts, Step},
-    protocol::{Layer, Level, Probe},
-    sys,
+    cgroup::{Group, Groups},
+    keeper::{self, Stdio, Trial, Word, trial},
+    plan::{self, Facts, Ground, Places, Step, System, landlock_trial},
+    protocol::{Bounds, Layer, Level, Limits, Network, Probe, Rlimits, StartRequest},
+    slot, sys,
 };
 
 /// The uid and gid that a trial changes to: `nobody` on every Linux.
 const NOBODY: u32 = 65534;
+/// The empty directory, in the jail's own, on which file trees are built.
+pub const TREE: &str = "tree";
+/// The memory that a trial may use, and what it tries to use.
+const LITTLE: u64 = 16 << 20;
+const MUCH: usize = 64 << 20;
 
 const USER_REMEDY: &str = "allow unprivileged user namespaces (sysctl user.max_user_namespaces, \
-     kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or run the agent as root";
+     kernel.unprivileged_userns_clone; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor \
+     profile for the agent that has `userns,`), or run the agent as root";
 const ROOT_REMEDY: &str =
     "give the agent CAP_SYS_ADMIN, or run it outside of the container that takes it away";
+const ROOT_LIMITS: &str = "mount the cgroup controllers memory, pids and cpu (version 1 or 2), and with version 2 \
+     let the agent divide its group: Delegate=yes in its systemd unit";
+const USER_LIMITS: &str = "give the agent's user a control group of its own: Delegate=yes in its systemd unit, \
+     started in the system or by a user manager to which memory, pids and cpu are delegated";
 
 /// Tries every layer in `dir`, the jail's own directory.
-pub fn probe(dir: &Path, facts: &Facts) -> io::Result<Probe> {
+pub fn probe(
+    dir: &Path,
+    facts: &Facts,
+    system: &System,
+    groups: &mut io::Result<Groups>,
+) -> io::Result<Probe> {
     let root = facts.uid == 0;
     let remedy = if root { ROOT_REMEDY } else { USER_REMEDY };
     let mut layers = Vec::new();
@@ -44,7 +69,7 @@ pub fn probe(dir: &Path, facts: &Facts) -> io::Result<Probe> {
         basic &= add("uid", trial(0, &steps, gone), "give the agent CAP_SETUID and CAP_SETGID");
     } else {
         namespaces = sys::NEW_USER;
-        let map = |id: u32| std::ffi::CString::new(format!("{id} {id} 1\n"));
+        let map = |id: u32| CString::new(format!("{id} {id} 1\n"));
         first.push(Step::MapIds { uid_map: map(facts.uid)?, gid_map: map(facts.gid)? });
         let same = || rustix::process::getuid().as_raw() == facts.uid;
         basic &= add("user_namespace", trial(namespaces, &first, same), remedy);
@@ -59,10 +84,206 @@ pub fn probe(dir: &Path, facts: &Facts) -> io::Result<Probe> {
     let alone = || fs::read_link("/proc/self").is_ok_and(|pid| pid == Path::new("1"));
     let unmasked = "a container's masks over /proc keep a new one from being mounted: run the agent outside of it, or as root";
     basic &= add("own_proc", trial(namespaces, &proc, alone), if root { remedy } else { unmasked });
-    basic &= add("hidden_files", hide(dir, namespaces, first)?, remedy);
+    basic &= add("hidden_files", hide(dir, namespaces, first.clone())?, remedy);
+    let mut strict = basic;
+    if root {
+        let steps = [Step::OwnUser { uid: NOBODY, gid: NOBODY }, Step::EnterUser];
+        // Root does not exist in it.
+        let powerless = || !rustix::process::getuid().is_root();
+        strict &= add("user_namespace", trial(0, &steps, powerless), "raise sysctl user.max_user_namespaces");
+    }
+    let mut network = first.clone();
+    network.push(Step::OwnNetwork);
+    strict &= add("network_namespace", trial(namespaces, &network, loopback_alone), remedy);
+    for (name, namespace, file) in [
+        ("ipc_namespace", sys::NEW_IPC, "ipc"),
+        ("uts_namespace", sys::NEW_UTS, "uts"),
+        ("cgroup_namespace", sys::NEW_CGROUP, "cgroup"),
+    ] {
+        let file = format!("/proc/self/ns/{file}");
+        let outside = fs::read_link(&file)?;
+        let other = || fs::read_link(&file).is_ok_and(|inside| inside != outside);
+        strict &= add(name, trial(namespaces | namespace, &first, other), remedy);
+    }
+    let filtered = [Step::NoNewPrivileges, Step::Filter];
+    let refused = || sys::unshare(sys::NEW_USER) == Err(rustix::io::Errno::PERM);
+    strict &= add("seccomp", trial(0, &filtered, refused), "run a kernel with CONFIG_SECCOMP_FILTER");
+    // A second wall: where it is missing the first one stands.
+    add(
+        "landlock",
+        restrict(dir)?,
+        "run a kernel from 5.13 on with `landlock` among its security modules (lsm=)",
+    );
+    let tree = dir.join(TREE);
+    fs::create_dir_all(&tree)?;
+    if strict {
+        let run = everything(dir, facts, system, &tree);
+        let remedy =
+            run.as_ref().err().map(|why| format!("a shell does not run in the whole sandbox: {why}"));
+        let result = run.map_err(|_| Trial::Check);
+        strict &= add("file_tree", result, remedy.as_deref().unwrap_or_default());
+    }
+    let limits = match groups {
+        Ok(groups) => match groups.slot() {
+            Ok(group) => bounded(group),
+            Err(error) => {
+                Err(Trial::Fork(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)))
+            }
+        },
+        Err(error) => {
+            Err(Trial::Fork(rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::NOENT)))
+        }
+    };
+    let limits = add("cgroup_limits", limits, if root { ROOT_LIMITS } else { USER_LIMITS });
 
-    let strongest = if basic { Level::Basic } else { Level::None };
-    Ok(Probe { strongest, layers })
+    let strongest = match (basic, strict) {
+        (_, true) => Level::Strict,
+        (true, false) => Level::Basic,
+        (false, false) => Level::None,
+    };
+    Ok(Probe { strongest, layers, limits: if limits { Limits::Cgroup } else { Limits::Rlimit } })
+}
+
+/// Whether there is no interface but a loopback, and that works.
+fn loopback_alone() -> bool {
+    let interfaces = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    let alone = interfaces.lines().skip(2).all(|line| line.trim_start().starts_with("lo:"));
+    let here = std::net::UdpSocket::bind("127.0.0.1:0")
+        .and_then(|socket| socket.send_to(b"probe", socket.local_addr()?));
+    alone && here.is_ok()
+}
+
+/// Allows writing in one directory: it must not be possible beside it.
+fn restrict(dir: &Path) -> io::Result<Result<(), Trial>> {
+    let open = dir.join("probe");
+    fs::create_dir_all(&open)?;
+    let rules = landlock_trial(&open).map_err(io::Error::other)?;
+    let (inside, outside) = (open.join("inside"), dir.join("outside"));
+    let steps = [Step::Rules(rules), Step::NoNewPrivileges, Step::Restrict];
+    let result = trial(0, &steps, || fs::write(&inside, "").is_ok() && fs::write(&outside, "").is_err());
+    let _there_if_it_failed = fs::remove_file(outside);
+    fs::remove_dir_all(open)?;
+    Ok(result)
+}
+
+/// Uses more memory than the group may: only death proves the bound.
+fn bounded(mut group: Group) -> Result<(), Trial> {
+    let errno = |error: &io::Error| rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO);
+    let bounds =
+        Bounds { memory: Some(LITTLE), processes: Some(16), cpu_millis: Some(1000), ..Bounds::default() };
+    group.bound(&bounds).map_err(|error| Trial::Fork(errno(&error)))?;
+    let mut steps = Vec::new();
+    for list in group.lists() {
+        let list = CString::new(list.into_os_string().into_encoded_bytes());
+        steps.push(Step::JoinGroup(list.map_err(|_| Trial::Check)?));
+    }
+    let survived = trial(0, &steps, || {
+        let much = vec![1_u8; MUCH];
+        std::hint::black_box(&much).iter().map(|&byte| usize::from(byte)).sum::<usize>() == MUCH
+    });
+    match survived {
+        Err(Trial::Check) if group.kills() > 0 => Ok(()),
+        Ok(()) | Err(Trial::Check) => Err(Trial::Check),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a shell must find inside: itself, room to work, no way to what is outside, no power.
+const INSIDE: &str = r#"
+set -e
+: > file
+: > /tmp/file
+[ $$ -lt 9 ] || exit 10
+[ ! -e "$1" ] || exit 11
+if (: > /usr/mesh-probe) 2>/dev/null; then exit 12; fi
+if (: > /mesh-probe) 2>/dev/null; then exit 13; fi
+while read -r key value rest; do
+    case $key in
+        Uid:) [ "$value" != 0 ] || exit 14 ;;
+        CapPrm: | CapEff: | CapBnd: | CapAmb:) [ "$value" = 0000000000000000 ] || exit 15 ;;
+        NoNewPrivs:) [ "$value" = 1 ] || exit 16 ;;
+        Seccomp:) [ "$value" = 2 ] || exit 17 ;;
+    esac
+done < /proc/self/status
+"#;
+
+/// Runs a shell at level strict. The error is for people.
+fn everything(dir: &Path, facts: &Facts, system: &System, tree: &Path) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let (attempt_dir, work_dir) = (dir.join("probe"), dir.join("probe-work"));
+    for dir in [&attempt_dir, &work_dir] {
+        fs::create_dir_all(dir).map_err(text)?;
+    }
+    let id = (facts.uid == 0).then_some(NOBODY);
+    std::os::unix::fs::chown(&work_dir, id, id).map_err(text)?;
+    let request = StartRequest {
+        attempt: AttemptKey { task: TaskKey { job: JobNumber(1), task: 0, index: 0 }, number: 1 },
+        argv: ["/bin/sh", "-c", INSIDE, "sh", &dir.to_string_lossy()].map(str::to_owned).into(),
+        env: Vec::new(),
+        work_dir: work_dir.clone(),
+        attempt_dir: attempt_dir.clone(),
+        uid: id,
+        gid: id,
+        level: Level::Strict,
+        timeout: None,
+        grace: Duration::ZERO,
+        max_output: 0,
+        limits: Rlimits::default(),
+        hidden: Vec::new(),
+        network: Network::None,
+        mounts: Vec::new(),
+        bounds: Bounds::default(),
+        without: Vec::new(),
+    };
+    let facts = Facts { strongest: Level::Strict, limits: Limits::Rlimit, ..*facts };
+    let result = shell(&request, &facts, system, tree);
+    for dir in [attempt_dir, work_dir] {
+        fs::remove_dir_all(dir).map_err(text)?;
+    }
+    result
+}
+
+fn shell(request: &StartRequest, facts: &Facts, system: &System, tree: &Path) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let hidden: Vec<PathBuf> = Vec::new();
+    let places =
+        Places { work_dir: request.work_dir.clone(), attempt_dir: request.attempt_dir.clone(), hidden };
+    let plan = plan::plan(request, &places, facts).map_err(|error| error.to_string())?;
+    let ground = Ground::of(request, facts).ok_or("no ground")?;
+    let null = File::options().read(true).write(true).open("/dev/null").map_err(text)?;
+    let said = File::create(request.attempt_dir.join("said")).map_err(text)?;
+    let (ours, theirs) = keeper::control().map_err(|error| text(error.into()))?;
+    let mut slot = slot::make(facts, system, tree, &ground, None, null.as_fd())?;
+    let stdio =
+        Stdio { stdin: null.as_fd(), stdout: said.as_fd(), stderr: said.as_fd(), control: theirs.as_fd() };
+    let started = slot.start(&plan, &Bounds::default(), &stdio);
+    let result = started.and_then(|keeper| {
+        let buried = rustix::process::waitid(
+            rustix::process::WaitId::PidFd(keeper.pidfd.as_fd()),
+            rustix::process::WaitIdOptions::EXITED,
+        );
+        buried.map_err(|error| text(error.into()))?;
+        let mut verdict = Err("its keeper died".to_owned());
+        while let Some(word) = keeper::hear(ours.as_fd()) {
+            verdict = match word {
+                Word::Process(_) | Word::Runs => continue,
+                Word::Ended(0) => Ok(()),
+                Word::Ended(status) => {
+                    let said = fs::read_to_string(request.attempt_dir.join("said")).unwrap_or_default();
+                    Err(format!("status {}, saying {:?}", sys::code_of(status), said.trim()))
+                }
+                Word::StepFailed { step, errno } => {
+                    let what = plan.steps.get(step).map_or("setting it up", Step::describe);
+                    Err(format!("{what}: {}", io::Error::from(errno)))
+                }
+                Word::NoExec(errno) => Err(format!("/bin/sh: {}", io::Error::from(errno))),
+                Word::TooMuch { .. } => Err("its directory is full".to_owned()),
+            };
+        }
+        verdict
+    });
+    slot.end();
+    result
 }
 
 /// Covers a directory with a secret and a work directory in it: only the second may be seen.
@@ -73,7 +294,7 @@ fn hide(dir: &Path, namespaces: u64, mut steps: Vec<Step>) -> io::Result<Result<
     fs::create_dir_all(&work)?;
     fs::write(&secret, "secret")?;
     fs::write(work.join("file"), "file")?;
-    let c = |path: &Path| std::ffi::CString::new(path.as_os_str().as_encoded_bytes());
+    let c = |path: &Path| CString::new(path.as_os_str().as_encoded_bytes());
     steps.extend([
         Step::Hold(c(&work)?),
         Step::Cover(c(&outer)?),

@@ -15,6 +15,8 @@ pub const OLDEST: u32 = 1;
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// Name of the jail's socket in its directory.
 pub const SOCKET: &str = "jail.sock";
+/// Where a strict task finds its work directory.
+pub const WORK: &str = "/work";
 /// Name of the output file in an attempt directory (frames of `mesh_proto::frame`).
 pub const SPOOL: &str = "spool";
 
@@ -26,6 +28,69 @@ pub enum Level {
     None,
     /// Own pid and mount namespace: a sure kill, and the agent's files out of reach.
     Basic,
+    /// Every namespace, a file tree of its own, no privileges, a short list of system calls, limits.
+    Strict,
+}
+
+/// What of the network a task reaches (level strict; the others share the host's).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// A loopback of its own.
+    #[default]
+    None,
+    /// The host's.
+    Host,
+}
+
+/// A directory of the host that a task sees (level strict).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute, on the host.
+    pub source: PathBuf,
+    /// Absolute, in the task's tree; made there.
+    pub to: PathBuf,
+    pub read_only: bool,
+    /// The owner of the files on the host that the task's uid stands for; none: nobody's, files
+    /// keep their owners.
+    #[serde(default)]
+    pub owner: Option<(u32, u32)>,
+}
+
+/// What an attempt as a whole may use (level strict). None: no bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Bytes of memory; files in /tmp and /dev/shm count. Without cgroups: of each process.
+    pub memory: Option<u64>,
+    /// Processes and threads at a time. Without cgroups: of the slot's uid.
+    pub processes: Option<u64>,
+    /// Thousandths of a core. Without cgroups: not held.
+    pub cpu_millis: Option<u64>,
+    /// Bytes that the work directory may come to hold.
+    pub disk: Option<u64>,
+    /// Files that the work directory may come to hold.
+    pub files: Option<u64>,
+}
+
+/// A layer of level strict, to be taken away by the tests that show what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wall {
+    /// The file tree of its own: the host's is seen, but for what is hidden.
+    Tree,
+    /// The new pid namespace's own /proc.
+    Proc,
+    Network,
+    Ipc,
+    /// The loss of capabilities (and the user namespace above it).
+    Capabilities,
+    NoNewPrivileges,
+    Seccomp,
+    Landlock,
+    /// The limits of the cgroup or, without one, of the processes.
+    Limits,
+    /// The bound of the work directory.
+    Disk,
 }
 
 /// Limits of the task's processes; each is lowered to what the jail itself may set.
@@ -72,9 +137,18 @@ pub struct StartRequest {
     /// long (frames have headers), or output in tiny pieces is cut earlier.
     pub max_output: u64,
     pub limits: Rlimits,
-    /// Directories that the task must not see (level basic). The work directory may lie in
+    /// Directories that the task must not see (level basic; at level strict none is seen). The work directory may lie in
     /// one of them. The attempt directory and the jail's own need not be named.
     pub hidden: Vec<PathBuf>,
+    #[serde(default)]
+    pub network: Network,
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub bounds: Bounds,
+    /// What to leave away of level strict; refused by a jail that was not started for tests.
+    #[serde(default)]
+    pub without: Vec<Wall>,
 }
 
 /// Why an attempt's process ended.
@@ -90,6 +164,10 @@ pub enum ExitCause {
     TimedOut,
     /// Ended on request.
     Killed,
+    /// It used more memory than it may.
+    OutOfMemory,
+    /// It wrote more than it may; the text is for people.
+    DiskFull(String),
     /// The machine could not start it; the text is for people.
     SpawnFailed(String),
     /// The machine could not keep its output (a full disk), so it was ended; the text is for people.
@@ -168,6 +246,19 @@ pub struct Layer {
 pub struct Probe {
     pub strongest: Level,
     pub layers: Vec<Layer>,
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What holds [`Bounds`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limits {
+    /// The limits of single processes.
+    #[default]
+    Rlimit,
+    /// A control group for each slot.
+    Cgroup,
 }
 
 /// The first message, each way.

@@ -12,7 +12,6 @@ use mesh_proto::{frame::Kind, ids::AttemptKey};
 use rustix::{
     event::epoll,
     io::Errno,
-    net::{AddressFamily, SocketFlags, SocketType},
     pipe::PipeFlags,
     process::{Signal, pidfd_send_signal},
 };
@@ -22,8 +21,9 @@ use super::{
     keeper::{self, Keeper, Stdio, Word},
     log,
     plan::Plan,
-    protocol::{ExitCause, ExitRecord, StartRequest, Started},
+    protocol::{Bounds, ExitCause, ExitRecord, StartRequest, Started, Wall},
     record::Pending,
+    slot::Slot,
     spool::{Buffer, Spool},
     sweep,
     sys::{self, Dead},
@@ -41,6 +41,8 @@ pub enum Source {
     Control,
     Stdout,
     Stderr,
+    /// The slot's group says that its memory has run out.
+    Memory,
 }
 
 /// Why the jail ends an attempt.
@@ -48,6 +50,7 @@ pub enum Source {
 enum Reason {
     TimedOut,
     Killed,
+    OutOfMemory,
     OutputLost(String),
 }
 
@@ -103,43 +106,56 @@ pub struct Running {
     usage: sys::Usage,
     /// The keeper's status, when it died without a last word.
     abandoned: Option<i32>,
+    /// Where it runs, at level strict.
+    slot: Option<Slot>,
+}
+
+/// An attempt that was not started: why, for people, and the slot that was meant for it.
+pub struct NotStarted {
+    pub why: String,
+    pub slot: Option<Slot>,
 }
 
 impl Running {
-    /// Starts `request` as `plan` says. The error is for people.
-    pub fn start(request: StartRequest, plan: Plan, null: BorrowedFd<'_>) -> Result<Self, String> {
-        let pending = Pending::take(&request.attempt_dir)
-            .map_err(|error| format!("cannot write in the attempt directory: {error}"))?;
-        let made = Self::make(request, plan, null, pending);
-        made.map_err(|(dir, error)| {
-            // It never ran: the same attempt may be tried again.
-            let _gone = std::fs::remove_file(dir.join(super::record::PENDING));
-            let _gone = std::fs::remove_file(dir.join(super::protocol::SPOOL));
-            error
-        })
+    /// Starts `request` as `plan` says, in `slot` when it needs one.
+    pub fn start(
+        request: &StartRequest,
+        plan: Plan,
+        mut slot: Option<Slot>,
+        null: BorrowedFd<'_>,
+    ) -> Result<Self, Box<NotStarted>> {
+        let pending = match Pending::take(&request.attempt_dir) {
+            Ok(pending) => pending,
+            Err(error) => {
+                let why = format!("cannot write in the attempt directory: {error}");
+                return Err(Box::new(NotStarted { why, slot }));
+            }
+        };
+        match Self::make(request, plan, slot.as_mut(), null, pending) {
+            Ok(running) => Ok(Self { slot, ..running }),
+            Err(why) => {
+                // It never ran: the same attempt may be tried again.
+                let _gone = std::fs::remove_file(request.attempt_dir.join(super::record::PENDING));
+                let _gone = std::fs::remove_file(request.attempt_dir.join(super::protocol::SPOOL));
+                Err(Box::new(NotStarted { why, slot }))
+            }
+        }
     }
 
     fn make(
-        request: StartRequest,
+        request: &StartRequest,
         plan: Plan,
+        slot: Option<&mut Slot>,
         null: BorrowedFd<'_>,
         pending: Pending,
-    ) -> Result<Self, (PathBuf, String)> {
-        let dir = request.attempt_dir.clone();
-        let failed = |what: &str, error: io::Error| (dir.clone(), format!("{what}: {error}"));
+    ) -> Result<Self, String> {
+        let failed = |what: &str, error: io::Error| format!("{what}: {error}");
         let spool = Spool::create(&request.attempt_dir, request.max_output)
             .map_err(|error| failed("cannot create the spool", error))?;
         let pipes = || -> Result<_, Errno> {
             let stdout = pipe()?;
             let stderr = pipe()?;
-            let control = rustix::net::socketpair(
-                AddressFamily::UNIX,
-                SocketType::SEQPACKET,
-                SocketFlags::CLOEXEC,
-                None,
-            )?;
-            rustix::net::sockopt::set_socket_passcred(&control.0, true)?;
-            Ok((stdout, stderr, control))
+            Ok((stdout, stderr, keeper::control()?))
         };
         let (stdout, stderr, control) = pipes().map_err(|error| failed("cannot make pipes", error.into()))?;
         let stdio = Stdio {
@@ -148,7 +164,14 @@ impl Running {
             stderr: stderr.1.as_fd(),
             control: control.1.as_fd(),
         };
-        let keeper = keeper::start(&plan, &stdio).map_err(|error| failed("cannot fork", error.into()))?;
+        let keeper = match slot {
+            Some(slot) => {
+                let bounds =
+                    if request.without.contains(&Wall::Limits) { Bounds::default() } else { request.bounds };
+                slot.start(&plan, &bounds, &stdio)?
+            }
+            None => keeper::start(&plan, &stdio).map_err(|error| failed("cannot fork", error.into()))?,
+        };
         Ok(Self {
             attempt: request.attempt,
             keeper,
@@ -159,9 +182,9 @@ impl Running {
             stderr: Some(stderr.0),
             spool,
             pending,
-            attempt_dir: request.attempt_dir,
+            attempt_dir: request.attempt_dir.clone(),
             plan: Some(plan),
-            command: request.argv.into_iter().next().unwrap_or_default(),
+            command: request.argv.first().cloned().unwrap_or_default(),
             process: 0,
             began: clock::boot(),
             began_ms: clock::wall_ms(),
@@ -171,7 +194,28 @@ impl Running {
             verdict: None,
             usage: sys::Usage::default(),
             abandoned: None,
+            slot: None,
         })
+    }
+
+    /// The slot's helper, where there is one.
+    pub fn helper(&self) -> Option<i32> {
+        self.slot.as_ref().map(|slot| slot.pid)
+    }
+
+    /// That helper is dead; the attempt is not.
+    pub fn lose_helper(&mut self) {
+        if let Some(slot) = &mut self.slot {
+            slot.lose();
+        }
+    }
+
+    /// The slot's group has something to say: memory has run out, and whoever of the task the
+    /// kernel has not killed goes too.
+    pub fn out_of_memory(&mut self) {
+        if self.slot.as_mut().is_some_and(Slot::take_event) {
+            self.end(&Reason::OutOfMemory, Duration::ZERO);
+        }
     }
 
     /// Its descriptors, for the event loop.
@@ -180,6 +224,7 @@ impl Running {
             Some((Source::Control, self.control.as_fd())),
             self.stdout.as_ref().map(|fd| (Source::Stdout, fd.as_fd())),
             self.stderr.as_ref().map(|fd| (Source::Stderr, fd.as_fd())),
+            self.slot.as_ref().and_then(Slot::event).map(|fd| (Source::Memory, fd)),
         ]
         .into_iter()
         .flatten()
@@ -218,6 +263,11 @@ impl Running {
                 }
                 Word::NoExec(errno) => self.verdict = Some(Verdict::Failed(self.no_exec(errno))),
                 Word::Ended(status) => self.verdict = Some(Verdict::Ended(status)),
+                Word::TooMuch { files } => {
+                    let what = if files { "more files" } else { "more bytes" };
+                    let why = format!("its work directory held {what} than it may");
+                    self.verdict = Some(Verdict::Failed(ExitCause::DiskFull(why)));
+                }
             }
         }
         news
@@ -252,7 +302,7 @@ impl Running {
         let (fd, kind) = match source {
             Source::Stdout => (&mut self.stdout, Kind::Stdout),
             Source::Stderr => (&mut self.stderr, Kind::Stderr),
-            Source::Control => return false,
+            Source::Control | Source::Memory => return false,
         };
         let Some(open) = fd else { return false };
         match rustix::io::read(&*open, buffer.data()) {
@@ -277,7 +327,7 @@ impl Running {
         let fd = match source {
             Source::Stdout => &mut self.stdout,
             Source::Stderr => &mut self.stderr,
-            Source::Control => return,
+            Source::Control | Source::Memory => return,
         };
         if let Some(fd) = fd.take() {
             let _gone = epoll::delete(epoll, &fd);
@@ -368,8 +418,8 @@ impl Running {
         self.abandoned.is_some() && !self.contained
     }
 
-    /// Everything is dead: takes the last output, writes the record, gives it.
-    pub fn finish(mut self, buffer: &mut Buffer) -> ExitRecord {
+    /// Everything is dead: takes the last output, writes the record, gives it and the slot.
+    pub fn finish(mut self, buffer: &mut Buffer) -> (ExitRecord, Option<Slot>) {
         for source in [Source::Stdout, Source::Stderr] {
             self.drain(source, buffer);
         }
@@ -389,7 +439,7 @@ impl Running {
             // The daemon still hears of it; only a jail that dies before would lose it.
             log(&format!("{}: cannot write its exit record: {error}", self.attempt));
         }
-        record
+        (record, self.slot)
     }
 
     /// What is still in a pipe. Nobody writes any more; should an end have escaped, not for ever.
@@ -398,7 +448,7 @@ impl Running {
         let fd = match source {
             Source::Stdout => self.stdout.take(),
             Source::Stderr => self.stderr.take(),
-            Source::Control => None,
+            Source::Control | Source::Memory => None,
         };
         let Some(fd) = fd else { return };
         let kind = if source == Source::Stdout { Kind::Stdout } else { Kind::Stderr };
@@ -418,14 +468,20 @@ impl Running {
         }
     }
 
-    fn cause(&self) -> ExitCause {
+    fn cause(&mut self) -> ExitCause {
         if let Some(Verdict::Failed(cause)) = &self.verdict {
             return cause.clone();
+        }
+        // A task that lost a process to the memory killer and yet succeeded has coped with it.
+        let succeeded = matches!(self.verdict, Some(Verdict::Ended(0)));
+        if self.ending.is_none() && !succeeded && self.slot.as_mut().is_some_and(Slot::was_killed_into) {
+            return ExitCause::OutOfMemory;
         }
         if let Some(ending) = &self.ending {
             return match &ending.reason {
                 Reason::TimedOut => ExitCause::TimedOut,
                 Reason::Killed => ExitCause::Killed,
+                Reason::OutOfMemory => ExitCause::OutOfMemory,
                 Reason::OutputLost(error) => ExitCause::OutputLost(error.clone()),
             };
         }

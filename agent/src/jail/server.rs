@@ -28,6 +28,7 @@ use super::{
     plan::Facts,
     protocol::{Call, Event, ExitRecord, Message, Probe},
     running::{Running, Source},
+    slot::Slots,
     spool::Buffer,
     sweep,
     sys::{self, Signals},
@@ -59,6 +60,7 @@ pub struct Options {
     pub facts: Facts,
     pub probe: Probe,
     pub orphan_timeout: Duration,
+    pub slots: Slots,
 }
 
 /// Everything that the jail knows.
@@ -162,7 +164,8 @@ impl Server {
                 let source = match data & 3 {
                     0 => Source::Control,
                     1 => Source::Stdout,
-                    _ => Source::Stderr,
+                    2 => Source::Stderr,
+                    _ => Source::Memory,
                 };
                 self.attend(data >> 2, source, flags);
             }
@@ -183,6 +186,7 @@ impl Server {
                     self.tell(&Event::Started(started));
                 }
             }
+            Source::Memory => running.out_of_memory(),
             Source::Stdout | Source::Stderr => running.pump(source, self.epoll.as_fd(), &mut self.buffer),
         }
     }
@@ -198,6 +202,12 @@ impl Server {
             }
         }
         while let Ok(Some(dead)) = sys::reap() {
+            if self.options.slots.buried(dead.pid) {
+                continue;
+            }
+            for running in self.running.values_mut().filter(|running| running.helper() == Some(dead.pid)) {
+                running.lose_helper();
+            }
             let number = self.running.iter().find(|(_, running)| running.keeper.pid == dead.pid);
             if let Some((&number, _)) = number
                 && let Some(mut running) = self.running.remove(&number)
@@ -224,8 +234,11 @@ impl Server {
 
     fn finish(&mut self, running: Running) {
         self.unwatch(&running);
-        let record = running.finish(&mut self.buffer);
+        let (record, slot) = running.finish(&mut self.buffer);
         self.ended(record);
+        if let Some(slot) = slot {
+            self.options.slots.give_back(slot);
+        }
     }
 
     fn ended(&mut self, record: ExitRecord) {
@@ -353,7 +366,9 @@ impl Server {
             running.tick(now);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
-            let keepers: Vec<i32> = self.running.values().map(|running| running.keeper.pid).collect();
+            let running = self.running.values();
+            let kept = running.flat_map(|running| [Some(running.keeper.pid), running.helper()]).flatten();
+            let keepers: Vec<i32> = kept.chain(self.options.slots.helpers()).collect();
             if sweep::kill_orphans(std::process::id() as i32, &keepers) {
                 self.sweep_at = Some(now + SWEEP);
             } else {

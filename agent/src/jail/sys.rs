@@ -7,8 +7,9 @@
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
     mem::{self, MaybeUninit},
-    os::fd::{FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -20,6 +21,14 @@ pub const NEW_PID: u64 = libc::CLONE_NEWPID as u64;
 pub const NEW_MOUNT: u64 = libc::CLONE_NEWNS as u64;
 /// A new user namespace.
 pub const NEW_USER: u64 = libc::CLONE_NEWUSER as u64;
+/// A new network namespace.
+pub const NEW_NETWORK: u64 = libc::CLONE_NEWNET as u64;
+/// A new namespace of System V and POSIX queues.
+pub const NEW_IPC: u64 = libc::CLONE_NEWIPC as u64;
+/// A new namespace of host names.
+pub const NEW_UTS: u64 = libc::CLONE_NEWUTS as u64;
+/// A new namespace of control groups.
+pub const NEW_CGROUP: u64 = libc::CLONE_NEWCGROUP as u64;
 
 /// Which side of a fork this is.
 pub enum Fork {
@@ -27,6 +36,7 @@ pub enum Fork {
     Parent { pid: i32, pidfd: OwnedFd },
 }
 
+/// As in the kernel, up to the part that all kernels with `clone3` have.
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -51,11 +61,28 @@ fn last_error() -> Errno {
 /// The process must have one thread: the child goes on with a copy of its memory, in which
 /// another thread's lock would stay locked for ever.
 pub unsafe fn fork_into(flags: u64) -> Result<Fork, Errno> {
+    // SAFETY: as the caller promises.
+    unsafe { clone(flags, libc::SIGCHLD as u64) }
+}
+
+/// The same, as a child of this process's parent.
+///
+/// # Safety
+/// As for [`fork_into`].
+pub unsafe fn fork_sibling(flags: u64) -> Result<Fork, Errno> {
+    // It tells the parent of its end as this process would.
+    // SAFETY: as the caller promises.
+    unsafe { clone(flags | libc::CLONE_PARENT as u64, 0) }
+}
+
+/// # Safety
+/// As for [`fork_into`].
+unsafe fn clone(flags: u64, exit_signal: u64) -> Result<Fork, Errno> {
     let mut pidfd: c_int = -1;
     let mut args = CloneArgs {
         flags: flags | libc::CLONE_PIDFD as u64,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal,
         ..CloneArgs::default()
     };
     // SAFETY: the arguments are a valid `clone_args` of the size named; without CLONE_VM the
@@ -280,6 +307,34 @@ pub fn close_inherited() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, c_int::MAX, 0) };
 }
 
+/// Closes every descriptor from `first` on.
+///
+/// For a process that uses none of them any more and ends without giving up what it owned.
+pub fn close_from(first: i32) {
+    // SAFETY: the caller's promise; a wrong one is an error at the next use, not undefined.
+    unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, 0) };
+}
+
+/// Closes every descriptor below `end`, likewise.
+pub fn close_below(end: i32) {
+    // SAFETY: as for `close_from`.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, end - 1, 0) };
+}
+
+/// Makes `number` a copy of `fd`, closed on exec, whatever it was before.
+pub fn place(fd: BorrowedFd<'_>, number: i32) {
+    if fd.as_raw_fd() != number {
+        // SAFETY: the caller uses nothing that had this number.
+        unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) };
+    }
+}
+
+/// Lets a descriptor live on in the program that is executed.
+pub fn keep_on_exec(number: i32) {
+    // SAFETY: changes a flag of a descriptor.
+    unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
+}
+
 /// Gives every signal its default action again.
 pub fn default_actions() {
     // The kernel's sigaction, all zero: the default action, no flags, no mask. Not libc's call,
@@ -296,4 +351,124 @@ pub fn default_actions() {
 pub fn ignore(signal: i32) {
     // SAFETY: ignoring holds no pointer.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// Leaves namespaces for new ones.
+pub fn unshare(namespaces: u64) -> Result<(), Errno> {
+    // SAFETY: takes an integer; the flags of this module touch neither memory nor descriptors.
+    if unsafe { libc::unshare(namespaces as c_int) } < 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// Goes into an existing namespace of this kind.
+pub fn enter(namespace: &OwnedFd, kind: u64) -> Result<(), Errno> {
+    // SAFETY: takes a live descriptor and an integer.
+    if unsafe { libc::setns(namespace.as_raw_fd(), kind as c_int) } < 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// An empty session keyring instead of the one that was inherited.
+pub fn new_session_keyring() -> Result<(), Errno> {
+    const JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: the name may be null: an anonymous keyring.
+    let made = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, ptr::null::<c_char>()) };
+    match made {
+        0.. => Ok(()),
+        // A kernel without keys has none to hide.
+        _ => match last_error() {
+            Errno::NOSYS => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// Switches the loopback of this network namespace on.
+pub fn loopback_up() -> Result<(), Errno> {
+    // SAFETY: makes a descriptor, touches no memory.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(last_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: ifreq is plain integers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    request.ifr_name[0] = b'l' as c_char;
+    request.ifr_name[1] = b'o' as c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: this ioctl reads an ifreq, which is alive.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if done < 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// As in the kernel.
+#[repr(C)]
+#[derive(Default)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+fn set_mount(mount: &OwnedFd, attributes: &MountAttributes) -> Result<(), Errno> {
+    // SAFETY: the path is empty and the attributes are alive and of the size named.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            ptr::from_ref(attributes),
+            size_of::<MountAttributes>(),
+        )
+    };
+    if done < 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// Takes setuid programs and devices, perhaps also writing, away from a mount that is not in place
+/// yet and from those in it, and what happens to them elsewhere.
+pub fn harden_mount(mount: &OwnedFd, read_only: bool) -> Result<(), Errno> {
+    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only;
+    set_mount(mount, &MountAttributes { set, propagation: libc::MS_PRIVATE, ..MountAttributes::default() })
+}
+
+/// Shows the files of a mount that is not in place yet as if their owners were mapped by `user`.
+pub fn map_mount(mount: &OwnedFd, user: &OwnedFd) -> Result<(), Errno> {
+    let user_namespace = user.as_raw_fd() as u64;
+    set_mount(
+        mount,
+        &MountAttributes { set: libc::MOUNT_ATTR_IDMAP, user_namespace, ..MountAttributes::default() },
+    )
+}
+
+/// Holds this process to a Landlock ruleset from here on.
+pub fn landlock_restrict(rules: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: takes a live descriptor and flags.
+    let done = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) };
+    if done < 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// The compiled list of system calls.
+static CALLS: OnceLock<Vec<libc::sock_filter>> = OnceLock::new();
+
+/// Compiles it; to be called once, before any fork.
+pub fn prepare_filter() {
+    CALLS.get_or_init(super::seccomp::program);
+}
+
+/// Holds this process to the list of system calls from here on.
+pub fn filter_calls() -> Result<(), Errno> {
+    let calls = CALLS.get().ok_or(Errno::INVAL)?;
+    let program = libc::sock_fprog { len: calls.len() as u16, filter: calls.as_ptr().cast_mut() };
+    // SAFETY: the program is alive and as long as it says; the kernel copies it and writes nothing.
+    let done = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, ptr::from_ref(&program))
+    };
+    if done < 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// Waits for a signal.
+pub fn pause() {
+    // SAFETY: touches no memory.
+    unsafe { libc::pause() };
 }

@@ -7,10 +7,10 @@ use agent::jail::{ExitCause, Level, Options};
 use super::support::{Node, as_everybody, root};
 
 #[test]
-fn the_probe_proves_the_basic_level_here() {
-    as_everybody("containment::the_probe_proves_the_basic_level_here", async |node: Node| {
+fn the_probe_proves_the_levels_here() {
+    as_everybody("containment::the_probe_proves_the_levels_here", async |node: Node| {
         let probe = node.client.probe().await.unwrap();
-        assert_eq!(probe.strongest, Level::Basic, "{:?}", probe.layers);
+        assert_eq!(probe.strongest, Level::Strict, "{:?}", probe.layers);
         for layer in &probe.layers {
             assert_eq!(layer.remedy.is_empty(), layer.present, "{layer:?}");
         }

@@ -5,5 +5,6 @@ mod containment;
 mod endings;
 mod output;
 mod running;
+mod strict;
 mod support;
 mod takeover;

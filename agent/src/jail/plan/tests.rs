@@ -4,12 +4,23 @@ use std::time::Duration;
 
 use mesh_proto::ids::{AttemptKey, JobNumber, TaskKey};
 
-use super::{super::protocol::Rlimits, *};
+use super::{
+    super::protocol::{Bounds, Network, Rlimits},
+    *,
+};
 
-const ROOT: Facts = Facts { uid: 0, gid: 0, strongest: Level::Basic, nofile: 1 << 20, oom_score_adj: 0 };
-const USER: Facts = Facts { uid: 1000, gid: 100, ..ROOT };
+pub const ROOT: Facts = Facts {
+    uid: 0,
+    gid: 0,
+    strongest: Level::Strict,
+    nofile: 1 << 20,
+    oom_score_adj: 0,
+    limits: Limits::Cgroup,
+    testing: false,
+};
+pub const USER: Facts = Facts { uid: 1000, gid: 100, ..ROOT };
 
-fn request() -> StartRequest {
+pub fn request() -> StartRequest {
     StartRequest {
         attempt: AttemptKey { task: TaskKey { job: JobNumber(1), task: 0, index: 0 }, number: 1 },
         argv: vec!["tool".into(), "arg".into()],
@@ -24,10 +35,14 @@ fn request() -> StartRequest {
         max_output: 1,
         limits: Rlimits::default(),
         hidden: vec![],
+        network: Network::None,
+        mounts: vec![],
+        bounds: Bounds::default(),
+        without: vec![],
     }
 }
 
-fn places() -> Places {
+pub fn places() -> Places {
     Places {
         work_dir: "/data/attempts/1/work".into(),
         attempt_dir: "/data/attempts/1".into(),
@@ -51,8 +66,13 @@ fn no_request_ever_becomes_root() {
 
 #[test]
 fn a_level_that_was_not_proved_is_refused_and_never_replaced() {
-    let facts = Facts { strongest: Level::None, ..USER };
-    assert_eq!(plan(&request(), &places(), &facts).unwrap_err(), Refusal::Level);
+    for (strongest, level) in
+        [(Level::None, Level::Basic), (Level::None, Level::Strict), (Level::Basic, Level::Strict)]
+    {
+        let facts = Facts { strongest, ..USER };
+        let request = StartRequest { level, ..request() };
+        assert_eq!(plan(&request, &places(), &facts).unwrap_err(), Refusal::Level(level));
+    }
 }
 
 #[test]

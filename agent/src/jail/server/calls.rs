@@ -8,10 +8,10 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::{
     super::{
         clock, log,
-        plan::{self, Places},
+        plan::{self, Ground, Places},
         protocol::{Answer, Event, ExitCause, ExitRecord, Op, StartRequest, State, Status},
         record,
-        running::Running,
+        running::{NotStarted, Running},
     },
     Known, Server,
 };
@@ -22,7 +22,7 @@ impl Server {
         let answer = match op {
             Op::Start(request) => {
                 let attempt = request.attempt;
-                return match self.start(*request) {
+                return match self.start(&request) {
                     Ok(()) => (Answer::Done, self.event_of(attempt).into_iter().collect()),
                     Err(reason) => (Answer::Refused(reason), Vec::new()),
                 };
@@ -69,7 +69,7 @@ impl Server {
     }
 
     /// Starts an attempt that is not known yet. An error refuses it for good.
-    fn start(&mut self, request: StartRequest) -> Result<(), String> {
+    fn start(&mut self, request: &StartRequest) -> Result<(), String> {
         let attempt = request.attempt;
         if self.known.contains_key(&attempt) {
             return Ok(());
@@ -89,10 +89,9 @@ impl Server {
         if record::was_started(&request.attempt_dir) {
             return Err("it was started before, by a jail that died with it".to_owned());
         }
-        let places = self.places(&request)?;
-        let plan = plan::plan(&request, &places, &self.options.facts).map_err(|error| error.to_string())?;
-        let (attempt_dir, request) = (request.attempt_dir.clone(), request);
-        match Running::start(request, plan, self.null.as_fd()) {
+        let places = self.places(request)?;
+        let plan = plan::plan(request, &places, &self.options.facts).map_err(|error| error.to_string())?;
+        match self.launch(request, plan) {
             Ok(mut running) => {
                 self.next += 1;
                 let number = self.next;
@@ -111,7 +110,7 @@ impl Server {
                 self.running.insert(number, running);
             }
             Err(reason) => {
-                log(&format!("{attempt}: cannot start in {}: {reason}", attempt_dir.display()));
+                log(&format!("{attempt}: cannot start in {}: {reason}", request.attempt_dir.display()));
                 let now = clock::wall_ms();
                 let record = ExitRecord {
                     attempt,
@@ -128,6 +127,22 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Starts it where it is to run. The error is for people.
+    fn launch(&mut self, request: &StartRequest, plan: plan::Plan) -> Result<Running, String> {
+        let slots = &mut self.options.slots;
+        let slot = match Ground::of(request, &self.options.facts) {
+            Some(ground) => Some(slots.take(&ground, self.null.as_fd())?),
+            None => None,
+        };
+        Running::start(request, plan, slot, self.null.as_fd()).map_err(|failed| {
+            let NotStarted { why, slot } = *failed;
+            if let Some(slot) = slot {
+                slots.give_back(slot);
+            }
+            why
+        })
     }
 
     /// The request's directories as they are on this machine.

@@ -1,0 +1,350 @@
+//! Control groups for slots: what bounds the memory, the processes and the processor time of a task
+//! as a whole. Made below the jail's own groups, so whatever bounds the agent bounds its tasks.
+//!
+//! Version 1 with a tree for each controller, and version 2 with one for all. Files are written
+//! directly: there are seven. May enter: making, bounding, reading and removing groups; nothing
+//! about tasks.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::event::EventfdFlags;
+
+use super::protocol::Bounds;
+
+/// The period over which processor time is counted out, in microseconds.
+const PERIOD: u64 = 100_000;
+/// Processes of a slot that are the jail's own: helper and keeper.
+const OWN: u64 = 2;
+
+/// The groups of this jail, in which slots get theirs.
+pub struct Groups {
+    version: Version,
+    next: u64,
+}
+
+enum Version {
+    One { memory: PathBuf, pids: PathBuf, cpu: PathBuf },
+    Two(PathBuf),
+}
+
+/// What one controller, or all of version 2, is mounted as and where this process is in it.
+struct Hierarchy {
+    controllers: Vec<String>,
+    dir: PathBuf,
+}
+
+impl Groups {
+    /// Makes the jail's groups under this name; an error says why there are none.
+    pub fn make(name: &str) -> io::Result<Self> {
+        let hierarchies = hierarchies(
+            &fs::read_to_string("/proc/self/cgroup")?,
+            &fs::read_to_string("/proc/self/mountinfo")?,
+        );
+        let one = |controller: &str| {
+            hierarchies.iter().find(|found| found.controllers.iter().any(|name| name == controller))
+        };
+        let version = if let (Some(memory), Some(pids), Some(cpu)) = (one("memory"), one("pids"), one("cpu"))
+        {
+            let make = |found: &Hierarchy| -> io::Result<PathBuf> {
+                let dir = found.dir.join(name);
+                empty(&dir)?;
+                Ok(dir)
+            };
+            Version::One { memory: make(memory)?, pids: make(pids)?, cpu: make(cpu)? }
+        } else {
+            let two = hierarchies.iter().find(|found| found.controllers.is_empty());
+            Version::Two(delegated(&two.ok_or(io::ErrorKind::NotFound)?.dir, name)?)
+        };
+        Ok(Self { version, next: 0 })
+    }
+
+    /// A new group for a slot, without bounds.
+    pub fn slot(&mut self) -> io::Result<Group> {
+        self.next += 1;
+        let name = format!("slot-{}", self.next);
+        let dirs: Vec<PathBuf> = match &self.version {
+            Version::One { memory, pids, cpu } => [memory, pids, cpu].map(|dir| dir.join(&name)).into(),
+            Version::Two(dir) => vec![dir.join(&name)],
+        };
+        for dir in &dirs {
+            fs::create_dir(dir)?;
+        }
+        Group::open(dirs, matches!(self.version, Version::Two(_)))
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        match &self.version {
+            Version::One { memory, pids, cpu } => [memory, pids, cpu].map(remove).into_iter().collect(),
+            Version::Two(dir) => remove(dir),
+        }
+    }
+}
+
+fn remove(dir: impl AsRef<Path>) {
+    // One that a process is still in stays; the next jail of this directory removes it.
+    let _in_use = fs::remove_dir(dir);
+}
+
+/// An empty group: what a jail before this one left in it is removed.
+fn empty(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    for left in fs::read_dir(dir)?.flatten() {
+        if left.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(left.path());
+        }
+    }
+    Ok(())
+}
+
+/// The groups that this process is in, where they are mounted.
+fn hierarchies(cgroup: &str, mountinfo: &str) -> Vec<Hierarchy> {
+    let mounts: Vec<(Vec<&str>, &str, &str)> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (front, back) = line.split_once(" - ")?;
+            let mut front = front.split(' ').skip(3);
+            let (root, point) = (front.next()?, front.next()?);
+            let mut back = back.split(' ');
+            match back.next()? {
+                "cgroup" => Some((back.nth(1)?.split(',').collect(), root, point)),
+                "cgroup2" => Some((Vec::new(), root, point)),
+                _ => None,
+            }
+        })
+        .collect();
+    cgroup
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let controllers: Vec<&str> = controllers.split(',').filter(|name| !name.is_empty()).collect();
+            let found = mounts.iter().find(|(options, ..)| match controllers.first() {
+                Some(first) => options.contains(first),
+                None => options.is_empty() && number == "0",
+            });
+            let (_, root, point) = found?;
+            // In a container the mount shows a part of the tree alone.
+            let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path);
+            Some(Hierarchy {
+                controllers: controllers.into_iter().map(str::to_owned).collect(),
+                dir: Path::new(point).join(below.trim_start_matches('/')),
+            })
+        })
+        .collect()
+}
+
+/// A group of version 2 in which others may be bounded. The one that this process is in must be the
+/// agent's to divide; who is in it moves to a group beside, since none may be both.
+fn delegated(own: &Path, name: &str) -> io::Result<PathBuf> {
+    const NEEDED: [&str; 3] = ["memory", "pids", "cpu"];
+    let there = fs::read_to_string(own.join("cgroup.controllers"))?;
+    if !NEEDED.iter().all(|needed| there.split_ascii_whitespace().any(|name| name == *needed)) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let dir = own.join(name);
+    empty(&dir)?;
+    let beside = own.join("mesh-agent");
+    empty(&beside)?;
+    for process in fs::read_to_string(own.join("cgroup.procs"))?.lines() {
+        match fs::write(beside.join("cgroup.procs"), process) {
+            // It has gone meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            moved => moved?,
+        }
+    }
+    for divided in [own, &dir] {
+        fs::write(divided.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
+    }
+    Ok(dir)
+}
+
+/// A slot's control groups. Dropping it removes them, which works once nobody is in them.
+pub struct Group {
+    dirs: Vec<PathBuf>,
+    memory: File,
+    /// Memory with swap (version 1), or swap alone (version 2); none where swap is not counted.
+    swap: Option<File>,
+    pids: File,
+    cpu: File,
+    kills: File,
+    held: Bounds,
+    two: bool,
+    event: OwnedFd,
+}
+
+impl Group {
+    fn open(dirs: Vec<PathBuf>, two: bool) -> io::Result<Self> {
+        let [memory, pids, cpu] = [0, 1, 2].map(|place| dirs[if two { 0 } else { place }].clone());
+        let write = |path: PathBuf| OpenOptions::new().write(true).open(path);
+        let names = if two {
+            ["memory.max", "memory.swap.max", "pids.max", "cpu.max", "memory.events"]
+        } else {
+            [
+                "memory.limit_in_bytes",
+                "memory.memsw.limit_in_bytes",
+                "pids.max",
+                "cpu.cfs_quota_us",
+                "memory.oom_control",
+            ]
+        };
+        let kills = File::open(memory.join(names[4]))?;
+        let event = if two { changes(&memory.join(names[4]))? } else { oom_event(&memory, &kills)? };
+        if !two {
+            fs::write(cpu.join("cpu.cfs_period_us"), PERIOD.to_string())?;
+        }
+        Ok(Self {
+            memory: write(memory.join(names[0]))?,
+            swap: write(memory.join(names[1])).ok(),
+            pids: write(pids.join(names[2]))?,
+            cpu: write(cpu.join(names[3]))?,
+            kills,
+            held: Bounds::default(),
+            two,
+            event,
+            dirs,
+        })
+    }
+
+    /// The files by which a process joins.
+    pub fn lists(&self) -> Vec<PathBuf> {
+        self.dirs.iter().map(|dir| dir.join("cgroup.procs")).collect()
+    }
+
+    /// Becomes readable when the memory has run out (version 2: may have).
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    /// Takes the event; tells whether memory has run out.
+    pub fn take_event(&mut self, kills_before: u64) -> bool {
+        let _taken = rustix::io::read(&self.event, &mut [0; 4096]);
+        !self.two || self.kills() > kills_before
+    }
+
+    /// Sets the bounds, as far as they are others than before.
+    pub fn bound(&mut self, bounds: &Bounds) -> io::Result<()> {
+        let limit = |file: &File, most: Option<u64>, none: &str| {
+            let mut file = file;
+            file.write_all(most.map_or_else(|| none.to_owned(), |most| most.to_string()).as_bytes())
+        };
+        let none = if self.two { "max" } else { "-1" };
+        if bounds.memory != self.held.memory {
+            let rises = bounds.memory.unwrap_or(u64::MAX) > self.held.memory.unwrap_or(u64::MAX);
+            match &self.swap {
+                // Swap alone: there is none for a task.
+                Some(swap) if self.two => {
+                    limit(swap, Some(0), none)?;
+                    limit(&self.memory, bounds.memory, none)?;
+                }
+                // Memory and swap together may never be less than memory.
+                Some(swap) if rises => {
+                    limit(swap, bounds.memory, none)?;
+                    limit(&self.memory, bounds.memory, none)?;
+                }
+                Some(swap) => {
+                    limit(&self.memory, bounds.memory, none)?;
+                    limit(swap, bounds.memory, none)?;
+                }
+                None => limit(&self.memory, bounds.memory, none)?,
+            }
+        }
+        if bounds.processes != self.held.processes {
+            limit(&self.pids, bounds.processes.map(|most| most.saturating_add(OWN)), "max")?;
+        }
+        if bounds.cpu_millis != self.held.cpu_millis {
+            // The kernel takes a hundredth of a period at the least.
+            let quota =
+                bounds.cpu_millis.map(|millis| (millis.saturating_mul(PERIOD) / 1000).max(PERIOD / 100));
+            if self.two {
+                let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+                (&self.cpu).write_all(format!("{quota} {PERIOD}").as_bytes())?;
+            } else {
+                limit(&self.cpu, quota, "-1")?;
+            }
+        }
+        self.held = *bounds;
+        Ok(())
+    }
+
+    /// How many processes the memory killer has taken here so far.
+    pub fn kills(&mut self) -> u64 {
+        let mut text = String::new();
+        if self.kills.rewind().and_then(|()| self.kills.read_to_string(&mut text)).is_err() {
+            return 0;
+        }
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether nobody but the slot's helper is here.
+    pub fn is_clean(&self, helper: i32) -> bool {
+        self.lists().iter().all(|list| {
+            fs::read_to_string(list).is_ok_and(|text| text.lines().all(|pid| pid.parse() == Ok(helper)))
+        })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.dirs.iter().for_each(remove);
+    }
+}
+
+/// Version 1 tells of exhausted memory through an eventfd.
+fn oom_event(dir: &Path, control: &File) -> io::Result<OwnedFd> {
+    let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    fs::write(dir.join("cgroup.event_control"), format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
+    Ok(event)
+}
+
+/// Version 2 tells of it by a change of a file.
+fn changes(file: &Path) -> io::Result<OwnedFd> {
+    use rustix::fs::inotify;
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&watch, file, inotify::WatchFlags::MODIFY)?;
+    Ok(watch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dirs(cgroup: &str, mountinfo: &str) -> Vec<(String, String)> {
+        let found = hierarchies(cgroup, mountinfo);
+        found.into_iter().map(|h| (h.controllers.join(","), h.dir.display().to_string())).collect()
+    }
+
+    #[test]
+    fn a_machine_of_version_one_is_read() {
+        let cgroup = "4:memory:/a/b\n2:cpu,cpuacct:/\n0::/\n";
+        let mounts = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
+                      35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:5 - cgroup2 cgroup2 rw\n";
+        let expected = [
+            ("memory", "/sys/fs/cgroup/memory/a/b"),
+            ("cpu,cpuacct", "/sys/fs/cgroup/cpu/"),
+            ("", "/sys/fs/cgroup/unified/"),
+        ];
+        assert_eq!(dirs(cgroup, mounts), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    #[test]
+    fn a_machine_of_version_two_and_a_container_on_it_are_read() {
+        let cgroup = "0::/system.slice/mesh-agent.service\n";
+        let mounts = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let service = "/sys/fs/cgroup/system.slice/mesh-agent.service";
+        assert_eq!(dirs(cgroup, mounts), [(String::new(), service.to_owned())]);
+        let inside = "30 23 0:26 /system.slice /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+        assert_eq!(dirs(cgroup, inside), [(String::new(), "/sys/fs/cgroup/mesh-agent.service".to_owned())]);
+    }
+}

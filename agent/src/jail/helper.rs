@@ -1,0 +1,233 @@
+//! A slot's helper: a small process that sits on prepared ground (control groups, a network, a user
+//! namespace, a file tree) and forks a keeper for each task that the jail sends. A keeper starts
+//! with all of it as its own, at the price of a fork.
+//!
+//! The keeper is the jail's child, not the helper's, so the jail waits for it and dies with it as
+//! with any other. After a task the helper looks whether its network was used and takes a new one if
+//! so: nothing of a task is there for the next.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::IoSliceMut,
+    mem::MaybeUninit,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    io::Errno,
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags},
+    process::Signal,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    keeper::{self, STACK, Stdio},
+    plan::{Plan, Step},
+    protocol,
+    steps::{Hands, carry_out},
+    sys::{self, Fork, Signals},
+};
+
+/// What the jail tells a helper.
+#[derive(Serialize, Deserialize)]
+pub enum Order<P> {
+    /// Fork a keeper; its standard output, standard error and control socket come along.
+    Start(P),
+    /// A task has ended: be ready for another.
+    Clean,
+}
+
+/// What a helper answers to a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    Forked(i32),
+    CannotFork(Errno),
+    /// The ground could not be prepared: this step of it failed.
+    NoGround {
+        step: usize,
+        errno: Errno,
+    },
+    /// It does not understand the jail.
+    Confused,
+}
+
+impl Reply {
+    pub const SIZE: usize = 12;
+
+    fn encode(self) -> [u8; Self::SIZE] {
+        let words = match self {
+            Self::Forked(pid) => [1, pid, 0],
+            Self::CannotFork(errno) => [2, errno.raw_os_error(), 0],
+            Self::NoGround { step, errno } => [3, step as i32, errno.raw_os_error()],
+            Self::Confused => [4, 0, 0],
+        };
+        let mut bytes = [0; Self::SIZE];
+        for (place, word) in words.into_iter().enumerate() {
+            bytes[4 * place..4 * place + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    pub fn decode(bytes: [u8; Self::SIZE]) -> Self {
+        let word = |place: usize| {
+            i32::from_ne_bytes([bytes[place], bytes[place + 1], bytes[place + 2], bytes[place + 3]])
+        };
+        match word(0) {
+            1 => Self::Forked(word(4)),
+            2 => Self::CannotFork(Errno::from_raw_os_error(word(4))),
+            3 => Self::NoGround { step: word(4) as usize, errno: Errno::from_raw_os_error(word(8)) },
+            _ => Self::Confused,
+        }
+    }
+}
+
+/// Descriptors of a helper: its socket, and nothing to read for its tasks.
+const SOCKET: i32 = 3;
+const NULL: i32 = 4;
+/// Descriptors that come with a start.
+const WITH_START: usize = 3;
+
+/// Forks a helper into `namespaces` that prepares `ground` and serves `socket`.
+pub fn fork(
+    namespaces: u64,
+    ground: &[Step],
+    socket: BorrowedFd<'_>,
+    null: BorrowedFd<'_>,
+) -> Result<(i32, OwnedFd), Errno> {
+    #[expect(unsafe_code, reason = "a fork")]
+    // SAFETY: the jail has one thread (checked when it starts).
+    match unsafe { sys::fork_into(namespaces) }? {
+        Fork::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        Fork::Child => {
+            // A panic must not unwind into the jail's loop in this copy of it.
+            let _never = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                place_descriptors(socket, null);
+                serve(ground)
+            }));
+            sys::exit_now(1)
+        }
+    }
+}
+
+fn place_descriptors(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) {
+    // First above the places, so that neither overwrites the other.
+    let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 16);
+    if let (Ok(socket), Ok(null)) = (above(socket), above(null)) {
+        sys::place(socket.as_fd(), SOCKET);
+        sys::place(null.as_fd(), NULL);
+        for stdio in 0..SOCKET {
+            sys::place(null.as_fd(), stdio);
+        }
+        sys::close_from(NULL + 1);
+        // Closed just now.
+        std::mem::forget((socket, null));
+    }
+}
+
+fn serve(ground: &[Step]) -> ! {
+    Signals::all().block_only();
+    let _named = rustix::thread::set_name(c"mesh-slot");
+    let _armed = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    #[expect(unsafe_code, reason = "a descriptor by its number")]
+    // SAFETY: placed a moment ago, open as long as this process lives.
+    let (socket, null) = unsafe { (BorrowedFd::borrow_raw(SOCKET), BorrowedFd::borrow_raw(NULL)) };
+    let mut hands = Hands::default();
+    for (number, step) in ground.iter().enumerate() {
+        if let Err(errno) = carry_out(step, &mut hands) {
+            reply(socket, Reply::NoGround { step: number, errno });
+            // Until the jail has read it and closes.
+            let _closed = rustix::net::recv(socket, &mut [0_u8; 1], RecvFlags::PEEK);
+            sys::exit_now(1)
+        }
+    }
+    // Again: a step may have changed who this is.
+    let _armed = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let own_network = ground.contains(&Step::OwnNetwork);
+    let unused = if own_network { traffic() } else { String::new() };
+    let mut stack = Vec::with_capacity(STACK);
+    let mut inbox = Inbox::default();
+    loop {
+        match inbox.next(socket) {
+            Some(Order::Clean) => {
+                if own_network && traffic() != unused && carry_out(&Step::OwnNetwork, &mut hands).is_err() {
+                    // The jail makes another slot.
+                    sys::exit_now(1)
+                }
+            }
+            Some(Order::Start(plan)) => {
+                let fds = (
+                    inbox.descriptors.pop_front(),
+                    inbox.descriptors.pop_front(),
+                    inbox.descriptors.pop_front(),
+                );
+                let (Some(stdout), Some(stderr), Some(control)) = fds else {
+                    reply(socket, Reply::Confused);
+                    sys::exit_now(1)
+                };
+                let stdio = Stdio {
+                    stdin: null,
+                    stdout: stdout.as_fd(),
+                    stderr: stderr.as_fd(),
+                    control: control.as_fd(),
+                };
+                let forked = keeper::start_from_helper(&plan, &stdio, &mut hands, stack.spare_capacity_mut());
+                reply(socket, forked.map_or_else(Reply::CannotFork, Reply::Forked));
+            }
+            None => sys::exit_now(0),
+        }
+    }
+}
+
+fn reply(socket: BorrowedFd<'_>, reply: Reply) {
+    // Without a jail this process ends anyway.
+    let _unheard = rustix::net::send(socket, &reply.encode(), SendFlags::NOSIGNAL);
+}
+
+/// What this network has seen so far, as far as a task could tell.
+fn traffic() -> String {
+    ["dev", "snmp", "snmp6"]
+        .map(|file| fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default())
+        .concat()
+}
+
+/// Orders as they come in.
+#[derive(Default)]
+struct Inbox {
+    bytes: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Inbox {
+    /// Waits for the next order; none when the jail has gone or makes no sense.
+    fn next(&mut self, socket: BorrowedFd<'_>) -> Option<Order<Plan>> {
+        loop {
+            if let Some(order) = protocol::decode(&mut self.bytes).ok()? {
+                return Some(order);
+            }
+            let mut piece = [0; 16 * 1024];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(WITH_START))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let received = rustix::net::recvmsg(
+                socket,
+                &mut [IoSliceMut::new(&mut piece)],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            );
+            let length = match received {
+                Ok(received) => received.bytes,
+                Err(Errno::INTR) => continue,
+                Err(_) => return None,
+            };
+            for message in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    self.descriptors.extend(fds);
+                }
+            }
+            if length == 0 {
+                return None;
+            }
+            self.bytes.extend_from_slice(&piece[..length]);
+        }
+    }
+}

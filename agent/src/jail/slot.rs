@@ -1,0 +1,244 @@
+//! Slots, from the jail's side: a helper on prepared ground, its control groups, and the stock of
+//! those that are free. A slot serves one task at a time and is replaced when a task has left
+//! something in it.
+
+use std::{
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags},
+    io::Errno,
+    net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType},
+    process::{Pid, PidfdFlags, Signal},
+};
+
+use super::{
+    cgroup::{Group, Groups},
+    helper::{self, Order, Reply},
+    keeper::{Keeper, Stdio},
+    log,
+    plan::{self, Facts, Ground, Plan, Step, System},
+    protocol::{self, Bounds},
+};
+
+/// Free slots that are kept.
+const STOCK: usize = 64;
+/// How long a helper may take to answer, its preparations included, in seconds.
+const PATIENCE: i64 = 10;
+
+/// A helper and what it sits on.
+pub struct Slot {
+    pub pid: i32,
+    pidfd: OwnedFd,
+    socket: OwnedFd,
+    ground: Ground,
+    steps: Vec<Step>,
+    group: Option<Group>,
+    kills: u64,
+    /// Not to be used again.
+    spent: bool,
+}
+
+impl Slot {
+    /// Starts a keeper here. The error is for people; the slot is spent then.
+    pub fn start(&mut self, plan: &Plan, bounds: &Bounds, stdio: &Stdio<'_>) -> Result<Keeper, String> {
+        // Made for this task's mounts, the directories would tell the next one of them.
+        self.spent |= plan.steps.iter().any(|step| matches!(step, Step::Unseal(_)));
+        if let Some(group) = &mut self.group {
+            self.kills = group.kills();
+            if let Err(error) = group.bound(bounds) {
+                self.spent = true;
+                return Err(format!("setting the limits of the control group: {error}"));
+            }
+        }
+        let sent = self.send(&Order::Start(plan), &[stdio.stdout, stdio.stderr, stdio.control]);
+        let reply = sent.and_then(|()| self.hear());
+        let wrong = match reply {
+            Ok(Reply::Forked(pid)) => match pidfd(pid) {
+                // A child of this process that nobody has buried yet: the number is its.
+                Ok(pidfd) => return Ok(Keeper { pid, pidfd }),
+                Err(error) => format!("watching the task: {error}"),
+            },
+            Ok(Reply::CannotFork(errno)) => format!("cannot fork: {}", io::Error::from(errno)),
+            Ok(Reply::NoGround { step, errno }) => {
+                let what = self.steps.get(step).map_or("preparing the sandbox", Step::describe);
+                format!("{what}: {}", io::Error::from(errno))
+            }
+            Ok(Reply::Confused) => "the slot's helper does not understand".to_owned(),
+            Err(error) => format!("the slot's helper does not answer: {}", io::Error::from(error)),
+        };
+        self.spent = true;
+        Err(wrong)
+    }
+
+    fn send(&self, order: &Order<&Plan>, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        let bytes = protocol::encode(order).map_err(|_| Errno::TOOBIG)?;
+        let mut sent = 0;
+        while sent < bytes.len() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if sent == 0 && !fds.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            }
+            let piece = [IoSlice::new(&bytes[sent..])];
+            match rustix::net::sendmsg(&self.socket, &piece, &mut ancillary, SendFlags::NOSIGNAL) {
+                Ok(length) => sent += length,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// A helper only forks; it answers at once or is in trouble.
+    fn hear(&self) -> Result<Reply, Errno> {
+        let mut bytes = [0; Reply::SIZE];
+        let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
+        let patience = rustix::time::Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
+        if rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, Some(&patience)))? == 0 {
+            return Err(Errno::TIMEDOUT);
+        }
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut bytes))? {
+            Reply::SIZE => Ok(Reply::decode(bytes)),
+            _ => Err(Errno::PIPE),
+        }
+    }
+
+    /// Becomes readable when the task's memory has run out.
+    pub fn event(&self) -> Option<BorrowedFd<'_>> {
+        self.group.as_ref().map(Group::event)
+    }
+
+    /// Takes that; tells whether it has.
+    pub fn take_event(&mut self) -> bool {
+        let kills = self.kills;
+        self.group.as_mut().is_some_and(|group| group.take_event(kills))
+    }
+
+    /// Whether the memory killer has taken a process of the task that was started last.
+    pub fn was_killed_into(&mut self) -> bool {
+        let kills = self.kills;
+        self.group.as_mut().is_some_and(|group| group.kills() > kills)
+    }
+
+    /// Its helper is dead.
+    pub fn lose(&mut self) {
+        self.spent = true;
+    }
+}
+
+fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
+    rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(Errno::SRCH)?, PidfdFlags::empty())
+}
+
+/// The stock of slots.
+pub struct Slots {
+    facts: Facts,
+    system: System,
+    /// An empty directory for trees to be built on.
+    base: PathBuf,
+    groups: Option<Groups>,
+    free: Vec<Slot>,
+    /// Slots whose helpers were killed and are not buried yet.
+    ending: Vec<Slot>,
+}
+
+impl Slots {
+    pub fn new(facts: Facts, system: System, base: PathBuf, groups: Option<Groups>) -> Self {
+        Self { facts, system, base, groups, free: Vec::new(), ending: Vec::new() }
+    }
+
+    /// A free slot on this ground, or a new one. The error is for people.
+    pub fn take(&mut self, ground: &Ground, null: BorrowedFd<'_>) -> Result<Slot, String> {
+        if let Some(place) = self.free.iter().rposition(|slot| slot.ground == *ground) {
+            return Ok(self.free.swap_remove(place));
+        }
+        let group = match &mut self.groups {
+            Some(groups) if ground.groups => {
+                Some(groups.slot().map_err(|error| format!("making a control group: {error}"))?)
+            }
+            Some(_) | None => None,
+        };
+        make(&self.facts, &self.system, &self.base, ground, group, null)
+    }
+
+    /// Gives a slot back after its task has ended, to the last process.
+    pub fn give_back(&mut self, slot: Slot) {
+        let clean = slot.group.as_ref().is_none_or(|group| group.is_clean(slot.pid));
+        if slot.spent || !clean || self.free.len() >= STOCK || slot.send(&Order::Clean, &[]).is_err() {
+            self.retire(slot);
+        } else {
+            self.free.push(slot);
+        }
+    }
+
+    fn retire(&mut self, slot: Slot) {
+        let _gone = rustix::process::pidfd_send_signal(&slot.pidfd, Signal::KILL);
+        self.ending.push(slot);
+    }
+
+    /// A child of the jail has died; whether it was a helper of a slot that is here.
+    pub fn buried(&mut self, pid: i32) -> bool {
+        let before = self.free.len() + self.ending.len();
+        // With the slot its control groups go.
+        self.free.retain(|slot| slot.pid != pid);
+        self.ending.retain(|slot| slot.pid != pid);
+        before != self.free.len() + self.ending.len()
+    }
+
+    /// The helpers of slots that are here.
+    pub fn helpers(&self) -> impl Iterator<Item = i32> {
+        self.free.iter().chain(&self.ending).map(|slot| slot.pid)
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        for slot in std::mem::take(&mut self.free) {
+            self.retire(slot);
+        }
+        for slot in std::mem::take(&mut self.ending) {
+            let _buried = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(slot.pidfd.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+        }
+    }
+}
+
+/// A helper on this ground.
+pub fn make(
+    facts: &Facts,
+    system: &System,
+    base: &Path,
+    ground: &Ground,
+    group: Option<Group>,
+    null: BorrowedFd<'_>,
+) -> Result<Slot, String> {
+    let lists = group.as_ref().map(Group::lists).unwrap_or_default();
+    let steps = plan::ground(ground, system, base, &lists, facts).map_err(|error| error.to_string())?;
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|error| format!("cannot make a socket: {}", io::Error::from(error)))?;
+    let (pid, pidfd) = helper::fork(Ground::namespaces(facts), &steps, theirs.as_fd(), null)
+        .map_err(|error| format!("cannot fork: {}", io::Error::from(error)))?;
+    Ok(Slot { pid, pidfd, socket: ours, ground: ground.clone(), steps, group, kills: 0, spent: false })
+}
+
+impl Slot {
+    /// Leaves the slot for good, outside of a stock.
+    pub fn end(self) {
+        let _gone = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let buried = rustix::process::waitid(
+            rustix::process::WaitId::PidFd(self.pidfd.as_fd()),
+            rustix::process::WaitIdOptions::EXITED,
+        );
+        if let Err(error) = buried {
+            log(&format!("a slot's helper cannot be buried: {}", io::Error::from(error)));
+        }
+    }
+}
