@@ -9,6 +9,7 @@ use std::{
     process::{Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -105,6 +106,15 @@ impl Mesh {
     /// kill -9 of the coordinator.
     pub fn kill_coordinator(&mut self) {
         self.coordinator.take().expect("the coordinator runs").kill();
+    }
+
+    /// Stops the coordinator's process for a while, as a suspended machine would.
+    pub fn stun(&self, time: Duration) {
+        let process = self.coordinator.as_ref().expect("the coordinator runs");
+        process.signal(Signal::SIGSTOP);
+        let ended = wait::within(time, || (!crate::process::alive(process.pid())).then_some(()));
+        process.signal(Signal::SIGCONT);
+        assert!(ended.is_none(), "the coordinator died while it was stopped");
     }
 
     /// SIGTERM to the coordinator, and its exit status.

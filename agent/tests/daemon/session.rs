@@ -32,7 +32,7 @@ async fn a_node_says_what_it_is_and_beats() {
     assert_eq!((facts.capabilities, facts.resources["licence"]), (vec!["ffmpeg".to_owned()], 2));
     assert_eq!(facts.os, "linux");
     let sandbox = facts.sandbox.unwrap();
-    assert_eq!(sandbox.strongest(), v1::SandboxLevel::Basic);
+    assert_eq!(sandbox.strongest(), v1::SandboxLevel::Strict, "{:?}", sandbox.layers);
     assert!(!sandbox.layers.is_empty());
     let beat = fake.wait("a third heartbeat", |state| state.heartbeats.get(2).cloned()).await;
     assert!(beat.free_memory_bytes > 0 && beat.free_disk_bytes > 0 && beat.load_permille <= 1000);

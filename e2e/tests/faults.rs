@@ -1,0 +1,152 @@
+//! Faults under load: what dies is started again, and afterwards every task has run as often
+//! as its attempts say, has one result, and nothing is left.
+
+use std::collections::BTreeMap;
+
+use mesh_e2e::{
+    AgentOptions, Mesh, Signal, Witness, signal,
+    wait::{self, secs},
+};
+
+fn busy(mesh: &Mesh, witness: &Witness, count: u32) -> u64 {
+    let job = mesh.submit(&format!(
+        r#"
+        name: busy
+        tasks:
+          - name: part
+            array: {{range: "1-{count}"}}
+            script: |
+              {saw}
+              saw start
+              sleep 0.1
+              echo "$MESH_ITEM" > out.txt
+              saw end
+            outputs: [out.txt]
+          - name: sum
+            needs: [part]
+            script: cat inputs/part/*/out.txt | awk '{{ n += $1 }} END {{ print n }}'
+        "#,
+        saw = witness.shell()
+    ));
+    job.number
+}
+
+/// The job is done, its sum right, and no task ran to its end more than once.
+#[track_caller]
+fn whole(mesh: &Mesh, number: u64, count: u32, witness: &Witness) {
+    let job = mesh.job(number);
+    job.completes();
+    assert_eq!(job.log("sum"), format!("{}\n", count * (count + 1) / 2));
+    let mut ends = BTreeMap::new();
+    for event in witness.all("end") {
+        *ends.entry((event.task, event.attempt)).or_insert(0) += 1;
+    }
+    assert!(ends.values().all(|times| *times == 1), "an attempt ran twice: {ends:?}");
+    wait::until(secs(5), "no task is said to run", || {
+        (mesh.figure(r#"mesh_tasks{state="running"}"#) == 0).then_some(())
+    });
+    for node in mesh.json(&["nodes"]).as_array().unwrap() {
+        assert_eq!(node["slots"]["free"], node["slots"]["total"], "a slot is not given back: {node:#}");
+    }
+}
+
+#[test]
+fn a_coordinator_that_dies_again_and_again_loses_nothing() {
+    let (mut mesh, agents) = Mesh::with_agents(["attic", "lab"]);
+    let witness = mesh.witness();
+    let number = busy(&mesh, &witness, 60);
+    for round in 1..=3 {
+        wait::until(secs(60), "some are done", || (witness.count("end") >= round * 10).then_some(()));
+        mesh.kill_coordinator();
+        mesh.start_coordinator();
+    }
+    whole(&mesh, number, 60, &witness);
+    assert_eq!(witness.count("start"), 60, "the death of the coordinator started a task again");
+    for agent in &agents {
+        agent.settles();
+    }
+}
+
+#[test]
+fn daemons_that_die_again_and_again_lose_nothing() {
+    let (mesh, mut agents) = Mesh::with_agents(["attic", "lab"]);
+    let witness = mesh.witness();
+    let number = busy(&mesh, &witness, 40);
+    for round in 1..=3 {
+        wait::until(secs(60), "some are done", || (witness.count("end") >= round * 8).then_some(()));
+        for agent in &mut agents {
+            agent.kill_daemon();
+            agent.restart();
+        }
+    }
+    whole(&mesh, number, 40, &witness);
+    assert_eq!(witness.count("start"), 40, "the death of a daemon started a task again");
+    for agent in &agents {
+        agent.settles();
+    }
+}
+
+#[test]
+fn a_killed_postgres_comes_back_and_tasks_never_notice() {
+    let (mesh, _agents) = Mesh::with_agents(["attic"]);
+    let witness = mesh.witness();
+    let gate = mesh.gate("task");
+    let job = mesh.submit(&format!(
+        "{{name: through, script: '{}; saw start; {}; saw end; echo still here'}}",
+        witness.shell(),
+        gate.shell()
+    ));
+    wait::until(secs(30), "it runs", || (witness.count("start") == 1).then_some(()));
+    let file = mesh.data_dir().join("postgres/postmaster.pid");
+    let text = std::fs::read_to_string(&file).expect("the private Postgres runs");
+    let postmaster: u32 = text.lines().next().unwrap().parse().unwrap();
+    signal(postmaster, Signal::SIGKILL);
+    gate.open();
+    wait::until(secs(10), "the task ends by itself", || (witness.count("end") == 1).then_some(()));
+    let back = || mesh.meshctl(&["jobs"]).code == 0;
+    wait::until(secs(20), "the mesh serves again", || back().then_some(()));
+    job.completes();
+    assert_eq!(witness.count("start"), 1);
+    assert_eq!(job.log("through"), "still here\n");
+    assert_eq!(job.task("through")["attempt"], 1);
+    mesh.submit("{name: after, command: ['true']}").completes();
+}
+
+#[test]
+fn a_coordinator_that_was_stuck_blames_no_node() {
+    let (mesh, _agents) = Mesh::with_agents(["attic", "lab"]);
+    let witness = mesh.witness();
+    let gate = mesh.gate("task");
+    let job = mesh.submit(&format!(
+        "{{name: calm, script: '{}; saw start; {}; saw end'}}",
+        witness.shell(),
+        gate.shell()
+    ));
+    wait::until(secs(30), "it runs", || (witness.count("start") == 1).then_some(()));
+    // Longer than a silent node is borne.
+    mesh.stun(secs(5));
+    mesh.node_becomes("attic", "HEALTHY");
+    mesh.node_becomes("lab", "HEALTHY");
+    wait::holds(secs(2), "the task is not started again", || witness.count("start") == 1);
+    gate.open();
+    job.completes();
+    assert_eq!(job.task("calm")["attempt"], 1);
+    assert_eq!(witness.count("end"), 1);
+}
+
+#[test]
+fn a_submit_whose_answer_was_lost_is_not_done_twice() {
+    let mut mesh = Mesh::start();
+    let file = mesh.job_file("{name: once, array: {range: '1-1000'}, command: ['true']}");
+    let args = ["submit", file.to_str().unwrap(), "--idempotency-key", "k"];
+    let submit = mesh.spawn(&args);
+    mesh.kill_coordinator();
+    drop(submit);
+    mesh.start_coordinator();
+    let first = mesh.meshctl(&args).ok().stdout;
+    assert_eq!(mesh.meshctl(&args).ok().stdout, first);
+    let jobs = mesh.json(&["jobs"]);
+    assert_eq!(jobs.as_array().or_else(|| jobs["items"].as_array()).unwrap().len(), 1, "{jobs:#}");
+    let agent = mesh.agent("attic", AgentOptions::slots(4));
+    drop(agent);
+}
