@@ -13,6 +13,7 @@ pub mod http;
 pub mod metrics;
 pub mod output;
 pub mod postgres;
+pub mod reload;
 pub mod server;
 pub mod session;
 pub mod spawn;

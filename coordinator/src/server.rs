@@ -54,6 +54,7 @@ use crate::{
     metrics::Metrics,
     output::OutputStore,
     postgres::{self, Cluster, PostgresError},
+    reload,
     session::{Hub, Plans, Sessions, Voice},
     spawn::{AbortOnDrop, spawn, spawn_owned},
     spec,
@@ -309,6 +310,8 @@ async fn serve_on(
     let _turn = spawn_owned("certificate", turn_certificate(Arc::clone(&cert), Arc::clone(&ca), id, hosts));
     let _sweep = spawn_owned("identities", Arc::clone(&rooms.identities).run());
     let _ready = spawn_owned("readiness", show_readiness(core.phases(), readiness, store));
+    let hangups = signal(SignalKind::hangup()).map_err(ServeError::Signal)?;
+    let _reload = spawn_owned("reload", reload::follow(hangups, config.file.clone(), core.clone()));
     let mut leading = spawn("commit loop", commit_loop.run(core_stop.clone()));
     let mut phases = core.phases();
     let first = tokio::select! {
@@ -366,6 +369,8 @@ fn commit_options(config: &Config, id: CoordinatorId) -> commit::Options {
         settings: Settings {
             suspect_after_ms: millis(config.timings.suspect_after),
             offline_after_ms: millis(config.timings.offline_after),
+            feed_below_ms: millis(config.placement.feed_below),
+            coefficients: config.placement.coefficients(),
             ..Settings::default()
         },
         takeover: config.timings.leader_takeover,

@@ -1,4 +1,5 @@
-//! The configuration file: TOML with the flags' names (`-` is `_`), `[timings]` and `[limits]`.
+//! The configuration file: TOML with the flags' names (`-` is `_`), `[timings]`, `[limits]`
+//! and `[placement]`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use super::advertise::Advertise;
 use super::error::ConfigError;
 use super::flags;
 use super::limits::Limits;
+use super::placement::Placement;
 use super::timings::Timings;
 use super::values::DatabaseUrl;
 
@@ -28,6 +30,7 @@ pub(super) struct File {
     pub default_sandbox: Option<SandboxLevel>,
     pub timings: Timings,
     pub limits: Limits,
+    pub placement: Placement,
 }
 
 impl File {

@@ -13,6 +13,7 @@ use super::error::ConfigError;
 use super::file::File;
 use super::flags::Flags;
 use super::limits::Limits;
+use super::placement::Placement;
 use super::timings::Timings;
 use super::values::DatabaseUrl;
 
@@ -43,6 +44,11 @@ pub struct Config {
     pub timings: Timings,
     /// What is bounded.
     pub limits: Limits,
+    /// How nodes are weighed.
+    pub placement: Placement,
+    /// The file that was read.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 impl Config {
@@ -78,9 +84,18 @@ impl Config {
             default_sandbox: flags.default_sandbox.or(file.default_sandbox).unwrap_or(SandboxLevel::Basic),
             timings: file.timings,
             limits: file.limits,
+            placement: file.placement,
+            file: flags.config,
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// Reads `[placement]` of the configuration file again.
+    pub fn read_placement(file: &std::path::Path) -> Result<Placement, ConfigError> {
+        let placement = File::read(file)?.placement;
+        placement.check()?;
+        Ok(placement)
     }
 
     /// As a configuration file that says the same, but for the database's URL, which is hidden.
@@ -94,7 +109,8 @@ impl Config {
             return Err(ConfigError::StrictSandbox);
         }
         self.timings.check()?;
-        self.limits.check()
+        self.limits.check()?;
+        self.placement.check()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser as _;
 use mesh_proto::v1::SandboxLevel;
 
-use super::{Cli, Command, Config, ConfigError, Flags, Limits, Timings};
+use super::{Cli, Command, Config, ConfigError, Flags, Limits, Placement, Timings};
 
 fn flags(args: &[&str]) -> Flags {
     let args = ["coordinator", "serve"].iter().chain(args);
@@ -108,6 +108,9 @@ fn values_that_cannot_work_are_refused_by_key() {
         ("[timings]\nleader_takeover = \"1s\"", &["timings.leader_takeover", "2s to 1h"]),
         ("[timings]\ncertificate_lifetime = \"0s\"", &["timings.certificate_lifetime", "1s to 825d"]),
         ("[limits]\nmax_message = \"1KiB\"", &["limits.max_message = 1KiB", "1MiB to 64MiB"]),
+        ("[placement]\nalpha = -1.0", &["placement.alpha = -1", "0 to 1000"]),
+        ("[placement]\ndelta = nan", &["placement.delta = NaN", "0 to 1000"]),
+        ("[placement]\nfeed_below = \"2h\"", &["placement.feed_below = 2h", "0s to 1h"]),
         ("[limits]\nmax_connections = 0", &["limits.max_connections = 0", "1 to 1000000"]),
         ("[limits]\nhandshake_timeout = \"2m\"", &["limits.handshake_timeout = 2m", "100ms to 1m"]),
         ("default_sandbox = \"strict\"", &["no such sandbox exists yet"]),
@@ -167,7 +170,8 @@ fn every_key_and_its_default_are_in_the_operators_guide() {
     let guide = std::fs::read_to_string(guide).unwrap();
     let timings = toml::Table::try_from(Timings::default()).unwrap();
     let limits = toml::Table::try_from(Limits::default()).unwrap();
-    for (key, value) in timings.into_iter().chain(limits) {
+    let placement = toml::Table::try_from(Placement::default()).unwrap();
+    for (key, value) in timings.into_iter().chain(limits).chain(placement) {
         let shown = match value {
             toml::Value::String(text) => format!("\"{text}\""),
             other => other.to_string(),

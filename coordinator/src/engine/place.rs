@@ -179,7 +179,8 @@ impl Engine {
         let by = self.settings.coefficients;
         let mut best = Vec::new();
         // In the order of their scores, so that the first that suit are the best.
-        for (_, id) in self.index.open.iter().take(LOOK) {
+        let order = if self.index.open.is_empty() { &self.index.feeds } else { &self.index.open };
+        for (_, id) in order.iter().take(LOOK) {
             let Some(node) = self.nodes.get(id).filter(|node| admits(&wanted, node).is_ok()) else {
                 continue;
             };

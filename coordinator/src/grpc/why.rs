@@ -305,14 +305,21 @@ fn supposed(survey: &Survey) -> Vec<String> {
 /// Why this node, as it was recorded.
 fn chosen(task: &TaskInfo, history: &[AttemptHistory]) -> Option<String> {
     let record = history.last()?.decision.as_ref()?;
-    let suited = count(u64::from(record.suitable), "node was", "nodes were");
-    let mine = record.best.iter().position(|best| task.node.starts_with(&best.name));
-    let why = match mine {
-        Some(0) => format!("{} had the best score of them", task.node),
-        Some(_) => format!("the better ones were full by then, and {} came next", task.node),
-        None => format!("the better ones were full by then, so that it came to {}", task.node),
+    let suited = match (record.suitable, record.nodes) {
+        (1, 1) => "the only node was suitable".to_owned(),
+        (suitable, nodes) => format!("{suitable} of {nodes} nodes were suitable"),
     };
-    Some(format!("When it was placed, {suited} of {} suitable; {why}.", record.nodes))
+    let place = record.best.iter().position(|best| task.node.starts_with(&best.name));
+    let why = match place {
+        _ if record.with_room == 0 => {
+            format!("all were busy, and it joined the short queue of {}", task.node)
+        }
+        Some(0) => format!("{} had the best score", task.node),
+        Some(_) | None => {
+            format!("those with better scores were full by then, so that it came to {}", task.node)
+        }
+    };
+    Some(format!("When it was placed, {suited}; {why}."))
 }
 
 /// Whether the same decision would fall otherwise now.

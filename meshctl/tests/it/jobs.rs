@@ -230,3 +230,14 @@ fn cancel_tells_what_was_there_to_cancel() {
     let outcome = fake.run(&["cancel", "3", "2", "1"]).exits(6);
     assert_eq!(outcome.stdout, "1 already cancelled\n", "the others are cancelled all the same");
 }
+
+#[test]
+fn why_says_sentences_first_and_numbers_under_them() {
+    let fake = with_thumbnails();
+    insta::assert_snapshot!("why", fake.run(&["why", "12"]).exits(0).stdout);
+    insta::assert_json_snapshot!("why_json", fake.json(&["why", "12/resize.1"]));
+    let supposed = fake.run(&["why", "12", "--if", "cpu=2,tag.site=lab"]).exits(0).stdout;
+    assert!(supposed.starts_with("With Some(2000) cpu."), "{supposed}");
+    let bad = fake.run(&["why", "12", "--if", "cpu=lots"]).exits(2).stderr;
+    assert!(bad.contains("cpu is a number, not `lots`"), "{bad}");
+}

@@ -103,6 +103,47 @@ impl Jobs for Shared {
         Ok(Response::new(v1::ListTasksResponse { tasks: job.tasks[start..end].to_vec(), next }))
     }
 
+    async fn explain_task(
+        &self,
+        request: Request<v1::ExplainTaskRequest>,
+    ) -> Answer<v1::ExplainTaskResponse> {
+        self.called("why")?;
+        let request = request.into_inner();
+        let job = self.job(&request.job)?;
+        let best = v1::CandidateNode {
+            name: "office-2".to_owned(),
+            score: 0.75,
+            rtt: 0.25,
+            load: 0.5,
+            queue: 0.0,
+            unreliability: 0.125,
+            busy: "0 of 4 cpu free".to_owned(),
+        };
+        let by = v1::Coefficients { alpha: 0.5, beta: 0.5, gamma: 2.0, delta: 2.0, version: 1 };
+        let rejection = v1::RejectionCount {
+            reason: "tag".to_owned(),
+            count: 3,
+            sentence: "3 nodes lack tag site=attic; office-2 has site=attick".to_owned(),
+        };
+        let supposed = request.what_if.map(|what_if| format!("With {:?} cpu.", what_if.cpu_millis));
+        Ok(Response::new(v1::ExplainTaskResponse {
+            task: job.tasks.first().cloned(),
+            sentences: supposed.into_iter().chain(["It waits\u{1b}[2J for a node.".to_owned()]).collect(),
+            now: Some(v1::Placement {
+                nodes: 4,
+                suitable: 1,
+                with_room: 0,
+                rejections: vec![rejection],
+                best: vec![best],
+                coefficients: Some(by),
+                ahead: 2,
+                at_ms: 0,
+            }),
+            recorded: None,
+            attempts: Vec::new(),
+        }))
+    }
+
     async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Answer<v1::CancelJobResponse> {
         self.called("cancel")?;
         let request = request.into_inner();
