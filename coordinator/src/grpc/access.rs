@@ -14,10 +14,7 @@ use mesh_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{
-    auth::Caller,
-    convert::{self, store_status},
-};
+use super::{auth::Caller, convert};
 use crate::{
     commit::Core,
     store::{Store, access::NewToken},
@@ -80,7 +77,7 @@ impl Access for AccessService {
             ttl_ms: ttl.as_millis() as u64,
         };
         let epoch = self.core.standing().epoch();
-        let expires_at = self.store.create_token(epoch, &new).await.map_err(store_status)?;
+        let expires_at = self.store.create_token(epoch, &new).await?;
         Ok(Response::new(CreateTokenResponse {
             id,
             token: text,
@@ -97,7 +94,7 @@ impl Access for AccessService {
         self.core.readable()?;
         let page = request.into_inner().page.unwrap_or_default();
         let limit = convert::limit(&page);
-        let rows = self.store.tokens(&page.after, limit).await.map_err(store_status)?;
+        let rows = self.store.tokens(&page.after, limit).await?;
         let next = if rows.len() < limit as usize { None } else { rows.last() };
         let next = next.map(|last| last.id.clone()).unwrap_or_default();
         let tokens = rows
@@ -124,7 +121,7 @@ impl Access for AccessService {
         self.core.ready()?;
         let epoch = self.core.standing().epoch();
         let id = &request.get_ref().id;
-        if self.store.revoke_token(epoch, id, &actor).await.map_err(store_status)? {
+        if self.store.revoke_token(epoch, id, &actor).await? {
             Ok(Response::new(RevokeTokenResponse {}))
         } else {
             Err(Code::NotFound.status("there is no such token"))

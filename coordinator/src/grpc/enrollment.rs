@@ -14,7 +14,6 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::{
-    convert::store_status,
     identities::Identities,
     rate::{RateLimiter, origin},
 };
@@ -78,7 +77,7 @@ impl Enrollment for EnrollmentService {
         let epoch = self.core.standing().epoch();
         let (admission, certificate) =
             self.store.admit(epoch, &joining, issue).await.map_err(|error| match error {
-                JoinError::Store(error) => store_status(error),
+                JoinError::Store(error) => error.into(),
                 JoinError::Cert(error) => Code::Invalid.status(error.to_string()),
             })?;
         let (node, name, certificate) = match admission {
@@ -94,7 +93,7 @@ impl Enrollment for EnrollmentService {
                 warn!(%addr, why, "join refused");
                 let token: String = joining.token_id.chars().take(64).collect();
                 let noted = self.store.note("anonymous", "node.join.refused", &token, why).await;
-                noted.map_err(store_status)?;
+                noted?;
                 return Err(Code::Denied.status(
                     "the token is not valid: unknown, expired, used up, revoked or for another node; \
                      make a new one with `meshctl token create`",

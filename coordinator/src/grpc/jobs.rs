@@ -7,6 +7,7 @@ use mesh_proto::{
     code::Code,
     digest::Digest,
     ids::{JobId, JobNumber},
+    state::Named as _,
     v1::{
         CancelJobRequest, CancelJobResponse, ExplainTaskRequest, ExplainTaskResponse, GetJobRequest, Job,
         JobState, ListJobsRequest, ListJobsResponse, ListOutputsRequest, ListOutputsResponse,
@@ -20,8 +21,9 @@ use tonic::{Request, Response, Status};
 
 use super::{
     auth::Caller,
-    convert::{self, store_status},
+    convert,
     logs::{self, Logs},
+    pages::Pages,
     rate::RateLimiter,
     tasks, watch, why,
 };
@@ -36,8 +38,8 @@ use crate::{
     spawn::spawn,
     spec,
     store::{
-        Store,
-        jobs::{JobRecord, JobRef},
+        Store, StoreError,
+        jobs::{DefinitionRecord, JobRecord, JobRef},
     },
 };
 
@@ -81,17 +83,24 @@ impl Jobs for JobsService {
         if let Some(known) = self.known(&job).await? {
             return Ok(Response::new(known));
         }
-        match self.core.ask(|reply| Event::JobSubmitted { reply, job }).await? {
-            Reply::Submitted { number, uuid, existed } => {
+        let submitted = Arc::clone(&job);
+        match self.core.ask(|reply| Event::JobSubmitted { reply, job: submitted }).await {
+            Ok(Reply::Submitted { number, uuid, existed }) => {
                 Ok(Response::new(SubmitJobResponse { number: number.0, uuid: uuid.to_string(), existed }))
             }
-            _ => Err(CoreError::Mismatch.into()),
+            Ok(_) => Err(CoreError::Mismatch.into()),
+            // Its key may have been used, and that job ended, since it was looked for.
+            Err(error @ CoreError::Refused(Refusal::Poison(_))) => match self.known(&job).await? {
+                Some(known) => Ok(Response::new(known)),
+                None => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
         }
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
         let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
-        let definitions = self.store.definitions(record.number).await.map_err(store_status)?;
+        let definitions = self.store.definitions(record.number).await?;
         Ok(Response::new(convert::job(&record, &definitions)))
     }
 
@@ -113,7 +122,7 @@ impl Jobs for JobsService {
         };
         let states: Vec<JobState> = request.states().collect();
         let mine = request.mine.then_some(owner.as_str());
-        let records = self.store.jobs(before, limit, &states, mine).await.map_err(store_status)?;
+        let records = self.store.jobs(before, limit, &states, mine).await?;
         let next = if records.len() < limit as usize { None } else { records.last() };
         let next = next.map(|last| last.number.to_string()).unwrap_or_default();
         let jobs = records.iter().map(|record| convert::job(record, &[])).collect();
@@ -151,7 +160,7 @@ impl Jobs for JobsService {
             "" => format!("cancelled by {user}"),
             reason => mesh_proto::names::escape(reason).chars().take(200).collect(),
         };
-        self.store.note(&user, "job.cancel", &number.to_string(), "").await.map_err(store_status)?;
+        self.store.note(&user, "job.cancel", &number.to_string(), "").await?;
         match self.core.ask(|reply| Event::JobCancelled { reply, job: number, reason }).await {
             Ok(Reply::Cancelled { number, state }) => {
                 let response = CancelJobResponse { number: number.0, state: state.into(), already: false };
@@ -171,11 +180,10 @@ impl Jobs for JobsService {
         let number = self.number(Caller::of(&request)?, &request.get_ref().job).await?;
         // Subscribed before it is read, so that no change falls between.
         let changes = self.hub.watch(number);
-        let record = self.read(number).await?;
-        let definitions = self.store.definitions(number).await.map_err(store_status)?;
-        let first = convert::job(&record, &definitions);
+        let first = watch::read(&self.store, number).await?;
+        let first = first.ok_or_else(|| Code::NotFound.status(format!("there is no job {number}")))?;
         let (send, receive) = tokio::sync::mpsc::channel(1);
-        spawn("watch job", watch::follow(first, changes, send));
+        spawn("watch job", watch::follow(self.store.clone(), first, changes, send));
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 
@@ -185,7 +193,7 @@ impl Jobs for JobsService {
     ) -> Result<Response<Self::StreamLogsStream>, Status> {
         let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
         let request = request.into_inner();
-        let definitions = self.store.definitions(record.number).await.map_err(store_status)?;
+        let definitions = self.store.definitions(record.number).await?;
         let selection = logs::Selection::of(&request, &definitions)?;
         let logs = Logs { store: self.store.clone(), output: self.output.clone(), hub: self.hub.clone() };
         let (send, receive) = tokio::sync::mpsc::channel(STREAM);
@@ -199,44 +207,53 @@ impl Jobs for JobsService {
     ) -> Result<Response<Self::ListOutputsStream>, Status> {
         let record = self.record(Caller::of(&request)?, &request.get_ref().job).await?;
         let wanted = request.into_inner().task;
-        let definitions = self.store.definitions(record.number).await.map_err(store_status)?;
+        let definitions = self.store.definitions(record.number).await?;
         if !wanted.is_empty() && !definitions.iter().any(|definition| definition.name == wanted) {
             return Err(Code::NotFound.status(format!("job {} has no task {wanted:?}", record.number)));
         }
         let (send, receive) = tokio::sync::mpsc::channel(STREAM);
         let store = self.store.clone();
         spawn("list outputs", async move {
-            for definition in
-                definitions.iter().filter(|definition| wanted.is_empty() || definition.name == wanted)
-            {
-                let mut first = 0;
-                loop {
-                    let page = store.outputs(record.number, definition.task, first, OUTPUT_PAGE).await;
-                    let rows = match page {
-                        Ok(rows) => rows,
-                        Err(error) => {
-                            let _ = send.send(Err(store_status(error))).await;
-                            return;
-                        }
-                    };
-                    let Some((last, _)) = rows.last() else { break };
-                    first = last + 1;
-                    let tasks = rows
-                        .into_iter()
-                        .map(|(index, files)| TaskOutputs {
-                            task: definition.name.clone(),
-                            array: definition.spec.array.is_some(),
-                            index,
-                            files: files.files,
-                        })
-                        .collect();
-                    if send.send(Ok(ListOutputsResponse { tasks })).await.is_err() {
-                        return;
-                    }
+            let selected = definitions.iter().filter(|one| wanted.is_empty() || one.name == wanted);
+            for definition in selected {
+                if let Err(error) = send_outputs(&store, record.number, definition, &send).await {
+                    let _ = send.send(Err(error.into())).await;
+                    return;
                 }
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+}
+
+type OutputsOut = tokio::sync::mpsc::Sender<Result<ListOutputsResponse, Status>>;
+
+/// Sends the output files of one definition, in messages of bounded size.
+async fn send_outputs(
+    store: &Store,
+    job: JobNumber,
+    definition: &DefinitionRecord,
+    out: &OutputsOut,
+) -> Result<(), StoreError> {
+    let mut first = 0;
+    loop {
+        let rows = store.outputs(job, definition.task, first, OUTPUT_PAGE).await?;
+        let Some((last, _)) = rows.last() else { return Ok(()) };
+        first = last + 1;
+        // The files of one task may be more than a message holds.
+        let tasks = rows.into_iter().flat_map(|(index, files)| {
+            Pages::of(files.files).map(move |files| TaskOutputs {
+                task: definition.name.clone(),
+                array: definition.spec.array.is_some(),
+                index,
+                files,
+            })
+        });
+        for tasks in Pages::of(tasks.collect()) {
+            if out.send(Ok(ListOutputsResponse { tasks })).await.is_err() {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -248,8 +265,11 @@ impl JobsService {
         mut job: mesh_proto::v1::JobSpec,
         key: String,
     ) -> Result<NewJob, Status> {
-        if key.len() > MAX_KEY || key.contains('\0') {
+        if key.len() > MAX_KEY {
             return Err(Code::Invalid.status(format!("the idempotency key is longer than {MAX_KEY} bytes")));
+        }
+        if key.contains('\0') {
+            return Err(Code::Invalid.status("the idempotency key contains a NUL byte"));
         }
         let payload_digest = digest(&job);
         for task in &mut job.tasks {
@@ -288,7 +308,7 @@ impl JobsService {
     async fn known(&self, job: &NewJob) -> Result<Option<SubmitJobResponse>, Status> {
         let Some(key) = &job.idempotency_key else { return Ok(None) };
         self.core.ready()?;
-        let found = self.store.job_by_key(&job.owner, key).await.map_err(store_status)?;
+        let found = self.store.job_by_key(&job.owner, key).await?;
         let Some((number, uuid, digest)) = found else { return Ok(None) };
         if digest == job.payload_digest {
             Ok(Some(SubmitJobResponse { number: number.0, uuid: uuid.to_string(), existed: true }))
@@ -300,12 +320,12 @@ impl JobsService {
     async fn number(&self, caller: &Caller, job: &str) -> Result<JobNumber, Status> {
         self.core.readable()?;
         let job: JobRef = convert::parse_job(job, caller.user()?)?;
-        let number = self.store.job_number(&job).await.map_err(store_status)?;
+        let number = self.store.job_number(&job).await?;
         number.ok_or_else(|| Code::NotFound.status("there is no such job"))
     }
 
     async fn read(&self, number: JobNumber) -> Result<JobRecord, Status> {
-        let record = self.store.job(number).await.map_err(store_status)?;
+        let record = self.store.job(number).await?;
         record.ok_or_else(|| Code::NotFound.status(format!("there is no job {number}")))
     }
 
@@ -322,7 +342,6 @@ impl JobsService {
                 CancelJobResponse { number: number.0, state: JobState::Cancelled.into(), already: true };
             return Ok(Response::new(response));
         }
-        use mesh_proto::state::Named as _;
         Err(Code::Conflict.status(format!("job {number} is {} already", record.state.upper())))
     }
 }

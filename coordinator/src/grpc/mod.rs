@@ -14,6 +14,7 @@ pub mod layer;
 mod logs;
 pub mod node;
 pub mod nodes;
+mod pages;
 pub mod rate;
 pub mod standard;
 mod tasks;

@@ -14,10 +14,7 @@ use mesh_proto::{
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::{
-    auth::Caller,
-    convert::{self, store_status},
-};
+use super::{auth::Caller, convert};
 use crate::{
     commit::{Core, CoreError},
     engine::{
@@ -48,7 +45,7 @@ impl Nodes for NodesService {
         self.core.readable()?;
         let page = request.into_inner().page.unwrap_or_default();
         let limit = convert::limit(&page);
-        let stored = self.store.nodes(&page.after, limit).await.map_err(store_status)?;
+        let stored = self.store.nodes(&page.after, limit).await?;
         let views = self.views().await?;
         let next = if stored.len() < limit as usize { None } else { stored.last() };
         let next = next.map(|last| last.record.name.clone()).unwrap_or_default();
@@ -114,7 +111,7 @@ impl Nodes for NodesService {
 impl NodesService {
     async fn node(&self, name: &str) -> Result<NodeId, Status> {
         self.core.readable()?;
-        let id = self.store.node_id(name).await.map_err(store_status)?;
+        let id = self.store.node_id(name).await?;
         id.ok_or_else(|| Code::NotFound.status("there is no such node"))
     }
 
@@ -127,7 +124,7 @@ impl NodesService {
 
     async fn info(&self, id: NodeId) -> Result<Response<NodeInfo>, Status> {
         let views = self.views().await?;
-        let stored = self.store.node(id).await.map_err(store_status)?;
+        let stored = self.store.node(id).await?;
         let stored = stored.ok_or_else(|| Code::NotFound.status("there is no such node"))?;
         Ok(Response::new(convert::node_info(&stored, views.get(&id))))
     }
@@ -140,7 +137,7 @@ impl NodesService {
         action: &str,
     ) -> Result<Response<NodeInfo>, Status> {
         let node = self.node(name).await?;
-        self.store.note(caller, action, &node.to_string(), "").await.map_err(store_status)?;
+        self.store.note(caller, action, &node.to_string(), "").await?;
         match self.core.ask(|reply| Event::NodeChanged { reply, node, change }).await? {
             Reply::Node(_) => self.info(node).await,
             _ => Err(CoreError::Mismatch.into()),

@@ -1,16 +1,23 @@
 //! Lists of tasks. Elements of arrays that were never assigned have no row: what they are
 //! follows from the job and from the tasks that they need.
 
-use std::collections::HashMap;
+mod elements;
+
+use std::{collections::HashMap, ops::Range};
 
 use mesh_proto::{
     code::Code,
     ids::{AttemptKey, TaskKey},
-    v1::{Cause, ListTasksRequest, ListTasksResponse, TaskInfo, TaskState},
+    v1::{Cause, ListTasksRequest, ListTasksResponse, SandboxLevel, TaskInfo, TaskState},
 };
+use prost::Message as _;
 use tonic::Status;
 
-use super::convert::{self, millis, store_status};
+use self::elements::{Elements, Rest};
+use super::{
+    convert::{self, millis},
+    pages::MESSAGE,
+};
 use crate::{
     session::{Plans, Sessions},
     spec::Plan,
@@ -23,8 +30,8 @@ use crate::{
 
 /// Elements that are looked at together.
 const WINDOW: u32 = 1000;
-/// Windows that one call looks through; a call that finds few says where to go on.
-const MAX_WINDOWS: usize = 20;
+/// Looks at the database of one call; a call that finds few says where to go on.
+const MAX_LOOKS: usize = 100;
 
 /// What a listing reads.
 pub struct Lister<'a> {
@@ -33,8 +40,18 @@ pub struct Lister<'a> {
     pub sessions: &'a Sessions,
 }
 
-/// Rows by element.
-type Rows = HashMap<(u32, u32), TaskRecord>;
+/// One call.
+struct List<'a> {
+    job: &'a JobRecord,
+    definitions: &'a [DefinitionRecord],
+    elements: Elements<'a>,
+    plan: &'a Plan,
+    /// Empty: all.
+    states: Vec<TaskState>,
+    limit: usize,
+    found: Vec<TaskInfo>,
+    size: usize,
+}
 
 impl Lister<'_> {
     /// A page of a job's tasks, in the order of its file.
@@ -43,104 +60,99 @@ impl Lister<'_> {
         job: &JobRecord,
         request: ListTasksRequest,
     ) -> Result<ListTasksResponse, Status> {
-        let definitions = self.store.definitions(job.number).await.map_err(store_status)?;
+        let definitions = self.store.definitions(job.number).await?;
         let plan = self.plans.plan(job.number).await.map_err(|error| {
             tracing::warn!(job = %job.number, error = &error as &dyn std::error::Error, "no plan");
             Code::Unavailable.status("the job's items cannot be read at the moment")
         })?;
+        let (tasks, indices) = range(&definitions, &request)?;
         let page = request.page.clone().unwrap_or_default();
-        let limit = convert::limit(&page) as usize;
-        let states: Vec<TaskState> = request.states().collect();
-        let range = range(&definitions, &request)?;
-        let (mut task, mut index) = cursor(&page.after)?.unwrap_or((range.0.start, range.1.start));
-        let mut found = Vec::new();
-        let with_rows = !states.is_empty() && states.iter().all(|state| always_has_row(*state));
-        for _ in 0..MAX_WINDOWS {
-            if !range.0.contains(&task) {
-                return Ok(ListTasksResponse { tasks: found, next: String::new() });
-            }
-            let Some(definition) = definitions.get(task as usize) else { break };
-            let end = definition.total.min(range.1.end);
-            let left = (limit - found.len()) as u32;
-            if with_rows {
-                let rows = self
-                    .store
-                    .task_rows(job.number, (task, index), task + 1, &states, left + 1)
-                    .await
-                    .map_err(store_status)?;
-                let rows: Vec<TaskRecord> = rows.into_iter().filter(|row| row.index < end).collect();
-                let more = rows.len() > left as usize;
-                for row in rows.into_iter().take(left as usize) {
-                    index = row.index + 1;
-                    found.push(self.info(job, definition, &plan, row));
+        let mut list = List {
+            job,
+            definitions: &definitions,
+            elements: Elements::new(job, &definitions),
+            plan: &plan,
+            states: request.states().collect(),
+            limit: convert::limit(&page) as usize,
+            found: Vec::new(),
+            size: 0,
+        };
+        let (mut task, mut index) = cursor(&page.after)?.unwrap_or((tasks.start, indices.start));
+        let mut looks = 0;
+        while tasks.contains(&task) {
+            let end = definitions.get(task as usize).map_or(0, |definition| definition.total);
+            let end = end.min(indices.end);
+            if index < end && list.may_hold(task) {
+                if list.is_full() || looks == MAX_LOOKS {
+                    return Ok(ListTasksResponse { tasks: list.found, next: format!("{task}.{index}") });
                 }
-                if more {
-                    return Ok(ListTasksResponse { tasks: found, next: format!("{task}.{index}") });
-                }
-                (task, index) = (task + 1, range.1.start);
-                continue;
-            }
-            let past = index.saturating_add(WINDOW).min(end);
-            let rows = self.window(job, &definitions, task, index..past).await?;
-            while index < past {
-                if found.len() == limit {
-                    return Ok(ListTasksResponse { tasks: found, next: format!("{task}.{index}") });
-                }
-                let row = rows.get(&(task, index)).cloned().unwrap_or_else(|| {
-                    without_row(task, index, synthesise(job, &definitions, &rows, task, index))
-                });
-                if states.is_empty() || states.contains(&row.state) {
-                    found.push(self.info(job, definition, &plan, row));
-                }
-                index += 1;
+                looks += 1;
+                index = self.look(&mut list, task, index..end).await?;
+            } else {
+                index = end;
             }
             if index >= end {
-                (task, index) = (task + 1, range.1.start);
+                (task, index) = (task + 1, indices.start);
             }
         }
-        let next = if range.0.contains(&task) { format!("{task}.{index}") } else { String::new() };
-        Ok(ListTasksResponse { tasks: found, next })
+        Ok(ListTasksResponse { tasks: list.found, next: String::new() })
     }
 
-    /// The rows of a window, and of the same elements of what it needs, directly or not.
-    async fn window(
-        &self,
-        job: &JobRecord,
-        definitions: &[DefinitionRecord],
-        task: u32,
-        range: std::ops::Range<u32>,
-    ) -> Result<Rows, Status> {
-        let mut rows = Rows::new();
-        let mut wanted = vec![task];
-        let mut seen = Vec::new();
-        while let Some(task) = wanted.pop() {
-            if seen.contains(&task) {
-                continue;
+    /// Adds what is found from the beginning of `range` on, and says where to go on.
+    async fn look(&self, list: &mut List<'_>, task: u32, range: Range<u32>) -> Result<u32, Status> {
+        let left = (list.limit - list.found.len()) as u32;
+        if !list.states.is_empty() && list.states.iter().all(|state| always_has_row(*state)) {
+            let from = (task, range.start);
+            let rows = self.store.task_rows(list.job.number, from, task + 1, &list.states, left).await?;
+            for row in rows.into_iter().take_while(|row| row.index < range.end) {
+                let past = row.index + 1;
+                self.add(list, row);
+                if list.is_full() {
+                    return Ok(past);
+                }
             }
-            seen.push(task);
-            let page = self
-                .store
-                .task_rows(job.number, (task, range.start), task + 1, &[], range.len() as u32)
-                .await
-                .map_err(store_status)?;
-            rows.extend(
-                page.into_iter().filter(|row| row.index < range.end).map(|row| ((row.task, row.index), row)),
-            );
-            let Some(definition) = definitions.get(task as usize) else { continue };
-            for need in definition.spec.needs.iter().filter(|need| need.same_index) {
-                wanted.extend(position(definitions, &need.task));
+            // With more rows than there is room for, the page were full.
+            return Ok(range.end);
+        }
+        let window = range.start..range.end.min(range.start.saturating_add(WINDOW));
+        let count = window.len() as u32;
+        let rows = self.store.task_rows(list.job.number, (task, window.start), task + 1, &[], count).await?;
+        let mut rows: HashMap<u32, TaskRecord> = rows.into_iter().map(|row| (row.index, row)).collect();
+        let rest = self.rest(list, task, &window).await?;
+        for index in window.clone() {
+            let row = rows.remove(&index).unwrap_or_else(|| without_row(task, index, rest.state(index)));
+            if list.states.is_empty() || list.states.contains(&row.state) {
+                self.add(list, row);
+                if list.is_full() {
+                    return Ok(index + 1);
+                }
             }
         }
-        Ok(rows)
+        Ok(window.end)
     }
 
-    fn info(&self, job: &JobRecord, definition: &DefinitionRecord, plan: &Plan, row: TaskRecord) -> TaskInfo {
-        let key = TaskKey { job: job.number, task: row.task, index: row.index };
+    /// What the elements without a row are.
+    async fn rest(&self, list: &List<'_>, task: u32, window: &Range<u32>) -> Result<Rest, Status> {
+        let mut rest = list.elements.rest(task);
+        if let Rest::Each(each) = &mut rest {
+            let read = each.to_read();
+            for (task, index, state) in
+                self.store.task_ends(list.job.number, &read, window.start, window.end).await?
+            {
+                each.saw(task, index, state);
+            }
+        }
+        Ok(rest)
+    }
+
+    fn add(&self, list: &mut List<'_>, row: TaskRecord) {
+        let Some(definition) = list.definitions.get(row.task as usize) else { return };
+        let key = TaskKey { job: list.job.number, task: row.task, index: row.index };
         let progress = (row.state == TaskState::Running)
             .then(|| self.sessions.progress(AttemptKey { task: key, number: row.attempt }))
             .flatten();
-        let item = plan.tasks.get(row.task as usize).and_then(|task| task.item(row.index));
-        TaskInfo {
+        let item = list.plan.tasks.get(row.task as usize).and_then(|task| task.item(row.index));
+        let info = TaskInfo {
             key: Some(key.into()),
             name: definition.name.clone(),
             array: definition.spec.array.is_some(),
@@ -158,7 +170,20 @@ impl Lister<'_> {
             message: row.message,
             queued_at_ms: 0,
             sandbox: row.sandbox.into(),
-        }
+        };
+        list.size += info.encoded_len();
+        list.found.push(info);
+    }
+}
+
+impl List<'_> {
+    fn is_full(&self) -> bool {
+        self.found.len() >= self.limit || self.size >= MESSAGE
+    }
+
+    /// Whether a definition has anything in the wanted states.
+    fn may_hold(&self, task: u32) -> bool {
+        self.states.is_empty() || self.states.iter().any(|state| self.elements.count(task, *state) > 0)
     }
 }
 
@@ -166,26 +191,26 @@ impl Lister<'_> {
 fn range(
     definitions: &[DefinitionRecord],
     request: &ListTasksRequest,
-) -> Result<(std::ops::Range<u32>, std::ops::Range<u32>), Status> {
-    let tasks = if request.task.is_empty() {
-        0..definitions.len() as u32
-    } else {
-        let task = position(definitions, &request.task)
-            .ok_or_else(|| Code::NotFound.status(format!("the job has no task {:?}", request.task)))?;
-        task..task + 1
-    };
-    let elements = match request.index {
-        None => 0..u32::MAX,
+) -> Result<(Range<u32>, Range<u32>), Status> {
+    if request.task.is_empty() {
+        return match request.index {
+            Some(_) => Err(Code::Invalid.status("an index needs the name of its task")),
+            None => Ok((0..definitions.len() as u32, 0..u32::MAX)),
+        };
+    }
+    let named = definitions.iter().find(|definition| definition.name == request.task);
+    let named =
+        named.ok_or_else(|| Code::NotFound.status(format!("the job has no task {:?}", request.task)))?;
+    let tasks = named.task..named.task + 1;
+    match request.index {
+        None => Ok((tasks, 0..u32::MAX)),
+        Some(index) if index < named.total => Ok((tasks, index..index + 1)),
         Some(index) => {
-            let total = definitions.get(tasks.start as usize).map_or(0, |definition| definition.total);
-            if index >= total {
-                let what = format!("task {:?} has no element {index}; it has {total}", request.task);
-                return Err(Code::NotFound.status(what));
-            }
-            index..index + 1
+            let total = named.total;
+            let what = format!("task {:?} has no element {index}; it has {total}", request.task);
+            Err(Code::NotFound.status(what))
         }
-    };
-    Ok((tasks, elements))
+    }
 }
 
 fn cursor(after: &str) -> Result<Option<(u32, u32)>, Status> {
@@ -199,10 +224,6 @@ fn cursor(after: &str) -> Result<Option<(u32, u32)>, Status> {
     parse().map(Some).ok_or_else(|| Code::Invalid.status("`after` is no cursor of this list"))
 }
 
-fn position(definitions: &[DefinitionRecord], name: &str) -> Option<u32> {
-    definitions.iter().position(|definition| definition.name == name).map(|task| task as u32)
-}
-
 /// Whether tasks in this state were assigned before, and so have a row.
 fn always_has_row(state: TaskState) -> bool {
     match state {
@@ -212,55 +233,6 @@ fn always_has_row(state: TaskState) -> bool {
         | TaskState::Retrying
         | TaskState::Completed
         | TaskState::Failed => true,
-    }
-}
-
-/// What an element without a row is.
-fn synthesise(
-    job: &JobRecord,
-    definitions: &[DefinitionRecord],
-    rows: &Rows,
-    task: u32,
-    index: u32,
-) -> TaskState {
-    if job.state.is_terminal() || job.ending.is_some() {
-        return TaskState::Cancelled;
-    }
-    let Some(definition) = definitions.get(task as usize) else { return TaskState::Blocked };
-    let mut state = TaskState::Queued;
-    for need in &definition.spec.needs {
-        let Some(needed) = position(definitions, &need.task) else { continue };
-        let met = if need.same_index {
-            match rows.get(&(needed, index)) {
-                Some(row) => row.state,
-                None => synthesise(job, definitions, rows, needed, index),
-            }
-        } else {
-            all_of(&definitions[needed as usize])
-        };
-        match met {
-            TaskState::Completed => {}
-            TaskState::Failed | TaskState::Cancelled => return TaskState::Cancelled,
-            TaskState::Unspecified
-            | TaskState::Blocked
-            | TaskState::Queued
-            | TaskState::Assigned
-            | TaskState::Running
-            | TaskState::Retrying => state = TaskState::Blocked,
-        }
-    }
-    state
-}
-
-/// A whole definition as something that another needs.
-fn all_of(definition: &DefinitionRecord) -> TaskState {
-    let counts = convert::counts(&definition.counts);
-    if counts.failed + counts.cancelled > 0 {
-        TaskState::Cancelled
-    } else if counts.completed == u64::from(definition.total) {
-        TaskState::Completed
-    } else {
-        TaskState::Running
     }
 }
 
@@ -277,6 +249,6 @@ fn without_row(task: u32, index: u32, state: TaskState) -> TaskRecord {
         message: String::new(),
         started_at: None,
         finished_at: None,
-        sandbox: mesh_proto::v1::SandboxLevel::Unspecified,
+        sandbox: SandboxLevel::Unspecified,
     }
 }

@@ -12,10 +12,7 @@ use mesh_proto::{
 };
 use tonic::Status;
 
-use super::{
-    convert::{millis, store_status},
-    tasks::Lister,
-};
+use super::{convert::millis, tasks::Lister};
 use crate::{
     commit::{Core, CoreError},
     engine::{
@@ -66,7 +63,7 @@ impl Explainer<'_> {
             Ok(_) => return Err(CoreError::Mismatch.into()),
             Err(error) => return Err(error.into()),
         };
-        let history = self.store.history(key).await.map_err(store_status)?;
+        let history = self.store.history(key).await?;
         let recorded = history.last().and_then(|attempt| attempt.decision.clone());
         let mut sentences = match (&what_if, &now) {
             (Some(_), Some(now)) => supposed(&now.survey),

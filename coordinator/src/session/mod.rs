@@ -6,6 +6,7 @@
 //! again, which says everything anew; a watcher only ever sees the newest state of its job; a
 //! follower that lags looks the tasks up again.
 
+mod cache;
 mod hub;
 mod plans;
 mod registry;

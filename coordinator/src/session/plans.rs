@@ -1,11 +1,7 @@
 //! Stored jobs, ready to be assigned from: a bounded cache over the store and the blobs.
 
-use std::{
-    num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
-use lru::LruCache;
 use mesh_proto::{
     digest::Digest,
     ids::{AttemptKey, JobNumber, TaskKey},
@@ -13,16 +9,17 @@ use mesh_proto::{
 };
 use prost::Message as _;
 
+use super::cache::Cache;
 use crate::{
     blobs::{BlobError, BlobStore},
     spec::{self, Plan, PlannedTask},
     store::{Store, StoreError},
 };
 
-/// Jobs that are kept at hand.
-const JOBS: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
-/// Output lists of needed tasks that are kept at hand.
-const OUTPUTS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+/// Bytes of jobs that are kept at hand, about.
+const JOBS: usize = 64 * 1024 * 1024;
+/// Bytes of output lists of needed tasks that are kept at hand, about.
+const OUTPUTS: usize = 32 * 1024 * 1024;
 /// Rows of outputs that one query reads.
 const PAGE: u32 = 1000;
 /// An encoded list of a million items of a hundred bytes.
@@ -64,29 +61,20 @@ pub struct Plans(Arc<Inner>);
 struct Inner {
     store: Store,
     blobs: BlobStore,
-    jobs: Mutex<LruCache<JobNumber, Arc<Plan>>>,
-    outputs: Mutex<LruCache<(JobNumber, u32), Outputs>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    jobs: Cache<JobNumber, Arc<Plan>>,
+    outputs: Cache<(JobNumber, u32), Outputs>,
 }
 
 impl Plans {
     #[must_use]
     pub fn new(store: Store, blobs: BlobStore) -> Self {
-        Self(Arc::new(Inner {
-            store,
-            blobs,
-            jobs: Mutex::new(LruCache::new(JOBS)),
-            outputs: Mutex::new(LruCache::new(OUTPUTS)),
-        }))
+        Self(Arc::new(Inner { store, blobs, jobs: Cache::new(JOBS), outputs: Cache::new(OUTPUTS) }))
     }
 
     /// A job's plan.
     pub async fn plan(&self, job: JobNumber) -> Result<Arc<Plan>, PlanError> {
-        if let Some(plan) = lock(&self.0.jobs).get(&job) {
-            return Ok(Arc::clone(plan));
+        if let Some(plan) = self.0.jobs.get(&job) {
+            return Ok(plan);
         }
         let spec = self.0.store.job_spec(job).await?.ok_or(PlanError::Gone)?;
         let mut tasks = Vec::new();
@@ -94,8 +82,8 @@ impl Plans {
             let items = self.items(&definition.spec).await?;
             tasks.push(PlannedTask { spec: definition.spec, items, total: definition.total });
         }
-        let plan = Arc::new(Plan { job: spec, tasks });
-        lock(&self.0.jobs).put(job, Arc::clone(&plan));
+        let plan = Arc::new(Plan::new(spec, tasks));
+        self.0.jobs.put(job, Arc::clone(&plan), plan.weight());
         Ok(plan)
     }
 
@@ -120,15 +108,13 @@ impl Plans {
         let Some(task) = plan.tasks.get(key.task as usize) else { return Ok(Vec::new()) };
         let mut inputs = task.own_inputs(key.index);
         for need in &task.spec.needs {
-            let Some(position) = plan.tasks.iter().position(|other| other.spec.name == need.task) else {
-                continue;
-            };
-            let array = plan.tasks[position].spec.array.is_some();
+            let Some((position, needed)) = plan.task(&need.task) else { continue };
+            let array = needed.spec.array.is_some();
             let outputs = if need.same_index {
-                let one = self.0.store.outputs(key.job, position as u32, key.index, 1).await?;
+                let one = self.0.store.outputs(key.job, position, key.index, 1).await?;
                 Arc::new(one.into_iter().filter(|(index, _)| *index == key.index).collect())
             } else {
-                self.outputs(key.job, position as u32).await?
+                self.outputs(key.job, position).await?
             };
             for (index, files) in outputs.iter() {
                 inputs.extend(files.files.iter().map(|file| FileEntry {
@@ -142,8 +128,8 @@ impl Plans {
 
     /// The outputs of a definition that is completed and so does not change any more.
     async fn outputs(&self, job: JobNumber, task: u32) -> Result<Outputs, PlanError> {
-        if let Some(outputs) = lock(&self.0.outputs).get(&(job, task)) {
-            return Ok(Arc::clone(outputs));
+        if let Some(outputs) = self.0.outputs.get(&(job, task)) {
+            return Ok(outputs);
         }
         let mut all: Vec<(u32, FileList)> = Vec::new();
         loop {
@@ -155,8 +141,9 @@ impl Plans {
                 break;
             }
         }
+        let weight = all.iter().map(|(_, files)| 64 + files.encoded_len() * 2).sum();
         let outputs = Arc::new(all);
-        lock(&self.0.outputs).put((job, task), Arc::clone(&outputs));
+        self.0.outputs.put((job, task), Arc::clone(&outputs), weight);
         Ok(outputs)
     }
 

@@ -1,7 +1,7 @@
 //! The sessions of agents: one per node, a newer one ends the older.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -55,7 +55,7 @@ struct Entry {
     command_queue: Option<mpsc::Receiver<Command>>,
     ack_queue: Option<mpsc::Receiver<Acked>>,
     /// The inputs of the attempts that the node holds.
-    reads: HashMap<AttemptKey, Arc<[Digest]>>,
+    reads: HashMap<AttemptKey, HashSet<Digest>>,
 }
 
 /// The live sessions. Cloning is cheap.
@@ -74,9 +74,7 @@ impl Sessions {
     }
 
     /// Begins a session; the node's older one ends.
-    #[must_use]
-    pub fn begin(&self, node: NodeId, name: &str) -> SessionId {
-        let session = SessionId::generate();
+    pub fn begin(&self, node: NodeId, name: &str, session: SessionId) {
         let (commands, command_queue) = mpsc::channel(QUEUE);
         let (acks, ack_queue) = mpsc::channel(QUEUE);
         let live = Live { node, session, over: CancellationToken::new() };
@@ -96,16 +94,16 @@ impl Sessions {
                 new.reads = old.reads;
             }
         }
-        session
     }
 
-    /// The node's session, if it is still this one.
+    /// The node's session, if it is still this one and goes on.
     pub fn check(&self, node: NodeId, session: &str) -> Result<Live, Status> {
+        let session: SessionId = session.parse().map_err(|_| stale())?;
         let state = self.lock();
         state
             .nodes
             .get(&node)
-            .filter(|entry| entry.live.session.to_string() == session)
+            .filter(|entry| entry.live.session == session && !entry.live.over.is_cancelled())
             .map(|entry| entry.live.clone())
             .ok_or_else(stale)
     }
@@ -158,6 +156,21 @@ impl Sessions {
             && let Some(entry) = state.nodes.remove(&node)
         {
             entry.live.over.cancel();
+            for attempt in entry.reads.keys() {
+                state.progress.remove(attempt);
+            }
+        }
+    }
+
+    /// The node holds these attempts and no others; what was known of others is forgotten. What
+    /// it is sent from now on comes on top.
+    pub fn holds(&self, node: NodeId, session: SessionId, attempts: &BTreeSet<AttemptKey>) {
+        let mut state = self.lock();
+        let State { nodes, progress } = &mut *state;
+        if let Some(entry) = nodes.get_mut(&node).filter(|entry| entry.live.session == session) {
+            for (attempt, _) in entry.reads.extract_if(|attempt, _| !attempts.contains(attempt)) {
+                progress.remove(&attempt);
+            }
         }
     }
 
@@ -173,7 +186,7 @@ impl Sessions {
     /// Lets a node read the inputs of an attempt that it holds.
     pub fn allow(&self, node: NodeId, attempt: AttemptKey, digests: Vec<Digest>) {
         if let Some(entry) = self.lock().nodes.get_mut(&node) {
-            entry.reads.insert(attempt, digests.into());
+            entry.reads.insert(attempt, digests.into_iter().collect());
         }
     }
 

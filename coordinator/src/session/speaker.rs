@@ -133,6 +133,7 @@ pub async fn speak_assignments(
             return;
         }
         let mut message = AssignTaskResponse::default();
+        let mut size = 0;
         for command in batch.drain(..) {
             match command {
                 Command::Dispatch(attempt) => {
@@ -140,6 +141,15 @@ pub async fn speak_assignments(
                         continue;
                     };
                     sessions.allow(live.node, attempt, digests);
+                    // One alone may be as large as a message can be.
+                    let more = assignment.encoded_len();
+                    if size > 0 && size + more > MESSAGE {
+                        if !send(&out, &core, &mut message).await {
+                            return;
+                        }
+                        size = 0;
+                    }
+                    size += more;
                     message.assignments.push(assignment);
                 }
                 Command::Cancel(attempt, reason) => {
@@ -147,9 +157,6 @@ pub async fn speak_assignments(
                 }
                 Command::Withdraw(attempt) => message.withdrawals.push(attempt.into()),
                 Command::RegisterAgain => message.register_again = true,
-            }
-            if message.encoded_len() > MESSAGE && !send(&out, &core, &mut message).await {
-                return;
             }
         }
         if !send(&out, &core, &mut message).await {
@@ -232,14 +239,22 @@ pub async fn speak_acks(
 }
 
 /// An end for an attempt that the engine does not hold: durable if this node's own end was
-/// committed before (its acknowledgement was lost), stale otherwise.
+/// committed before (its acknowledgement was lost), stale otherwise. Unsaid when the session is
+/// over before the database answers.
 async fn settle(live: &Live, attempt: AttemptKey, store: &Store) -> AckKind {
-    match store.attempt(attempt).await {
-        Ok(Some(row)) if row.node == live.node && row.cause.is_some_and(told_by_agent) => AckKind::Durable,
-        Ok(_) => AckKind::Stale,
-        Err(error) => {
-            warn!(%attempt, error = &error as &dyn std::error::Error, "cannot look an attempt up");
-            AckKind::Unspecified
+    loop {
+        match store.attempt(attempt).await {
+            Ok(Some(row)) if row.node == live.node && row.cause.is_some_and(told_by_agent) => {
+                return AckKind::Durable;
+            }
+            Ok(_) => return AckKind::Stale,
+            Err(error) => {
+                warn!(%attempt, error = &error as &dyn std::error::Error, "cannot look an attempt up yet");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = live.over.cancelled() => return AckKind::Unspecified,
         }
     }
 }

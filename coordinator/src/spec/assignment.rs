@@ -8,6 +8,10 @@ use mesh_proto::{
     template::{Element, TemplateError, replace},
     v1::{Assignment, FileEntry, Item, JobSpec, TaskSpec, array_spec},
 };
+use prost::Message;
+
+/// Inputs of an assignment up to this encoded size ride in it, in bytes.
+const INLINE_INPUT_BYTES: usize = 256 * 1024;
 
 /// A stored job, ready to be assigned from.
 #[derive(Debug)]
@@ -15,6 +19,36 @@ pub struct Plan {
     /// Without its tasks.
     pub job: JobSpec,
     pub tasks: Vec<PlannedTask>,
+    by_name: HashMap<String, u32>,
+}
+
+impl Plan {
+    #[must_use]
+    pub fn new(job: JobSpec, tasks: Vec<PlannedTask>) -> Self {
+        let by_name =
+            tasks.iter().zip(0..).map(|(task, position)| (task.spec.name.clone(), position)).collect();
+        Self { job, tasks, by_name }
+    }
+
+    /// The position and the plan of the task of this name.
+    #[must_use]
+    pub fn task(&self, name: &str) -> Option<(u32, &PlannedTask)> {
+        let position = *self.by_name.get(name)?;
+        Some((position, self.tasks.get(position as usize)?))
+    }
+
+    /// What it weighs in memory, in bytes, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let items = |items: &Arc<Vec<Item>>| {
+            let files = |item: &Item| item.file.as_ref().map_or(0, |file| 96 + file.path.len());
+            items.iter().map(|item| 128 + item.value.len() + files(item)).sum::<usize>()
+        };
+        let tasks = self.tasks.iter().map(|task| {
+            256 + 2 * task.spec.encoded_len() + task.spec.name.len() + task.items.as_ref().map_or(0, items)
+        });
+        256 + 2 * self.job.encoded_len() + tasks.sum::<usize>()
+    }
 }
 
 /// A stored task definition with its items.
@@ -85,7 +119,8 @@ pub fn assignment(
         .iter()
         .map(|(key, value)| Ok((key.clone(), fill(value)?)))
         .collect::<Result<HashMap<_, _>, TemplateError>>()?;
-    let listed = inputs.len() > INLINE_INPUTS;
+    let listed = inputs.len() > INLINE_INPUTS
+        || inputs.iter().map(Message::encoded_len).sum::<usize>() > INLINE_INPUT_BYTES;
     Ok(Assignment {
         attempt: Some(attempt.into()),
         job_name: plan.job.name.clone(),

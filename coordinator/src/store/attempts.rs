@@ -1,5 +1,7 @@
 //! Attempts: what was promised, what came out of them, where their output is.
 
+use std::time::Duration;
+
 use mesh_proto::{
     ids::{AttemptKey, JobNumber, NodeId, TaskKey},
     v1::{Cause, FileList},
@@ -21,7 +23,8 @@ pub struct AttemptRecord {
 pub struct OutputRecord {
     pub attempt: AttemptKey,
     pub node: NodeId,
-    pub ended: bool,
+    /// How long ago it ended; none while it is open.
+    pub ended_for: Option<Duration>,
     /// Bytes of the spool, once it ended.
     pub length: u64,
     /// The spool itself when it rode in the result.
@@ -49,7 +52,8 @@ impl Store {
     /// The output of one attempt; `number` 0 is the latest that there is.
     pub async fn output(&self, task: TaskKey, number: u32) -> Result<Option<OutputRecord>, StoreError> {
         let row = sqlx::query!(
-            "SELECT number, node, state = 'ended' AS \"ended!\", output_length, output FROM attempts
+            "SELECT number, node, output_length, output,
+                (EXTRACT(EPOCH FROM clock_timestamp() - ended_at) * 1000)::bigint AS ended_ms FROM attempts
              WHERE job = $1 AND task = $2 AND index = $3 AND ($4 = 0 OR number = $4)
              ORDER BY number DESC LIMIT 1",
             task.job.0 as i64,
@@ -62,7 +66,7 @@ impl Store {
         Ok(row.map(|row| OutputRecord {
             attempt: AttemptKey { task, number: row.number as u32 },
             node: NodeId(row.node),
-            ended: row.ended,
+            ended_for: row.ended_ms.map(|ms| Duration::from_millis(ms.max(0).cast_unsigned())),
             length: row.output_length as u64,
             inline: row.output,
         }))

@@ -82,4 +82,32 @@ impl Store {
         })
         .collect()
     }
+
+    /// The elements of these definitions that ended, from `first` to before `past`, and how.
+    pub async fn task_ends(
+        &self,
+        job: JobNumber,
+        tasks: &[u32],
+        first: u32,
+        past: u32,
+    ) -> Result<Vec<(u32, u32, TaskState)>, StoreError> {
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tasks: Vec<i32> = tasks.iter().map(|task| *task as i32).collect();
+        sqlx::query!(
+            r#"SELECT task, index, state::text AS "state!" FROM tasks
+               WHERE job = $1 AND task = ANY ($2) AND index >= $3 AND index < $4
+                 AND state IN ('completed', 'failed', 'cancelled')"#,
+            job.0 as i64,
+            &tasks,
+            first as i32,
+            past as i32,
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(|row| Ok((row.task as u32, row.index as u32, value(&row.state, "task state")?)))
+        .collect()
+    }
 }

@@ -23,18 +23,19 @@ pub fn millis(stamp: Option<DateTime<Utc>>) -> i64 {
 }
 
 /// What a caller is told of a failed read: that it can be tried again, not what went wrong.
-#[must_use]
-pub fn store_status(error: StoreError) -> Status {
-    match &error {
-        StoreError::Rows(_) => Code::Invalid.status("the database refused a value of this request"),
-        StoreError::Fenced => Code::Unavailable.status("another coordinator leads this mesh"),
-        StoreError::Conflict { .. } | StoreError::Corrupt(_) | StoreError::Migrate(_) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "a read failed");
-            Code::Internal.status("the coordinator could not read what it stored")
-        }
-        StoreError::Silent | StoreError::Database(_) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the database failed");
-            Code::Unavailable.status("the database does not answer; try again in a moment")
+impl From<StoreError> for Status {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Rows(_) => Code::Invalid.status("the database refused a value of this request"),
+            StoreError::Fenced => Code::Unavailable.status("another coordinator leads this mesh"),
+            StoreError::Conflict { .. } | StoreError::Corrupt(_) | StoreError::Migrate(_) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a read failed");
+                Code::Internal.status("the coordinator could not read what it stored")
+            }
+            StoreError::Silent | StoreError::Database(_) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the database failed");
+                Code::Unavailable.status("the database does not answer; try again in a moment")
+            }
         }
     }
 }

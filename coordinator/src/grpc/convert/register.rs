@@ -3,9 +3,11 @@
 use bytes::Bytes;
 use mesh_proto::{
     code::Code,
+    digest::Digest,
     ids::{AttemptKey, BootId, SessionId},
-    names::check_name,
-    v1::{Cause, Ended, FileList, InventoryState, NodeFacts, RegisterNodeRequest, SandboxLevel},
+    limits::{INLINE_OUTPUT, MAX_ENTRIES},
+    names::{check_name, check_path},
+    v1::{Cause, Ended, FileEntry, FileList, InventoryState, NodeFacts, RegisterNodeRequest, SandboxLevel},
 };
 use prost::Message as _;
 use tonic::Status;
@@ -17,6 +19,8 @@ use crate::engine::{
 
 /// Longest message of an end, in bytes.
 const MAX_TEXT: usize = 1024;
+/// The largest number that the database holds.
+const MOST: u64 = i64::MAX as u64;
 /// Most attempts of one inventory.
 const MAX_INVENTORY: usize = 100_000;
 
@@ -84,33 +88,49 @@ fn node_facts(facts: &NodeFacts) -> Result<Facts, Status> {
 
 /// An attempt's end, checked and bounded.
 pub fn end(ended: Ended) -> Result<AttemptEnd, Status> {
-    let cause = ended.cause();
-    if cause == Cause::Unspecified {
+    let ended_cause = ended.cause();
+    if ended_cause == Cause::Unspecified {
         return Err(Code::Invalid.status("an end has no cause"));
     }
-    let mut message = ended.message;
-    if message.len() > MAX_TEXT {
-        let cut = (0..=MAX_TEXT).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-        message.truncate(cut);
-    }
-    let outputs = if ended.outputs.is_empty() {
+    // What other nodes and people are handed must be what they can take. The attempt still has
+    // to end, or its agent would say the same again for ever.
+    let bad = bad_output(&ended.outputs);
+    let cause = if bad.is_some() { Cause::Output } else { ended_cause };
+    // Postgres has no NUL in text.
+    let mut message = bad.unwrap_or(ended.message).replace('\0', "\\0");
+    message.truncate(message.floor_char_boundary(MAX_TEXT));
+    let outputs = if ended.outputs.is_empty() || cause != ended_cause {
         Bytes::new()
     } else {
         Bytes::from(FileList { files: ended.outputs }.encode_to_vec())
     };
+    let output = if ended.output.len() > INLINE_OUTPUT { Bytes::new() } else { ended.output };
     Ok(AttemptEnd {
         cause,
         exit_code: (cause == Cause::Exit).then_some(ended.exit_code),
         signal: (cause == Cause::Signal).then_some(ended.signal),
-        // Postgres has no NUL in text.
-        message: message.replace('\0', "\\0"),
+        message,
         started: ended.started_at_ms > 0,
-        run_ms: ended.run_ms,
-        cpu_ms: ended.cpu_ms,
-        max_rss_bytes: ended.max_rss_bytes,
+        run_ms: ended.run_ms.min(MOST),
+        cpu_ms: ended.cpu_ms.min(MOST),
+        max_rss_bytes: ended.max_rss_bytes.min(MOST),
         outputs,
-        output_length: ended.output_length,
-        output: ended.output,
+        output_length: ended.output_length.min(MOST),
+        output,
+    })
+}
+
+/// What is wrong with the files that an attempt left, if anything is.
+fn bad_output(files: &[FileEntry]) -> Option<String> {
+    if files.len() > MAX_ENTRIES {
+        return Some(format!("{} output files, at most {MAX_ENTRIES} are allowed", files.len()));
+    }
+    files.iter().find_map(|file| match check_path(&file.path) {
+        Err(error) => Some(format!("the output {:?} {error}", file.path)),
+        Ok(()) if !file.directory && Digest::try_from(&file.digest[..]).is_err() => {
+            Some(format!("the output {:?} has no SHA-256 digest", file.path))
+        }
+        Ok(()) => None,
     })
 }
 

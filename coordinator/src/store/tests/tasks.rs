@@ -57,9 +57,12 @@ async fn the_latest_output_is_read_unless_an_attempt_is_named() {
     assert_eq!(second.1.number, 2);
     let key = first.1.task;
     let latest = kit.store.output(key, 0).await.unwrap().unwrap();
-    assert_eq!((latest.attempt, latest.ended, latest.inline), (second.1, false, None));
+    assert_eq!((latest.attempt, latest.ended_for, latest.inline), (second.1, None, None));
     let named = kit.store.output(key, 1).await.unwrap().unwrap();
-    assert_eq!((named.ended, named.length, named.inline.as_deref()), (true, 5, Some(&b"spool"[..])));
+    assert_eq!(
+        (named.ended_for.is_some(), named.length, named.inline.as_deref()),
+        (true, 5, Some(&b"spool"[..]))
+    );
     assert!(kit.store.output(key, 3).await.unwrap().is_none());
     assert!(kit.store.output(TaskKey { index: 7, ..key }, 0).await.unwrap().is_none());
 }

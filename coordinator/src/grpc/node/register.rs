@@ -1,0 +1,128 @@
+//! How a registration is answered: what becomes of each attempt that the agent holds.
+
+use std::collections::BTreeSet;
+
+use mesh_proto::{
+    code::Code,
+    ids::{AttemptKey, NodeId, SessionId},
+    v1::{AttemptVerdict, FileEntry, RegisterNodeRequest, Verdict},
+};
+use tonic::Status;
+use tracing::warn;
+
+use super::NodeService;
+use crate::{
+    engine::effect,
+    session::{PlanError, digests, told_by_agent},
+    store::StoreError,
+};
+
+/// The inputs of an attempt cannot be listed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InputsError {
+    #[error("this attempt is not the node's")]
+    NotTheirs,
+    #[error("the inputs cannot be listed")]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<InputsError> for Status {
+    fn from(error: InputsError) -> Self {
+        match error {
+            InputsError::NotTheirs => Code::Stale.status("this attempt is not the node's"),
+            InputsError::Plan(error) => {
+                warn!(error = &error as &dyn std::error::Error, "cannot list an attempt's inputs");
+                Code::Unavailable.status("the inputs cannot be listed at the moment")
+            }
+            InputsError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl NodeService {
+    /// An agent that has seen later commits than this coordinator made: the database went back.
+    pub(super) fn check_history(&self, request: &RegisterNodeRequest) -> Result<(), Status> {
+        let Some(seen) = &request.seen else { return Ok(()) };
+        let mine = self.core.standing().point();
+        if seen.incarnation == mine.incarnation && (seen.epoch, seen.seq) > (mine.epoch, mine.seq) {
+            tracing::error!(
+                seen_epoch = seen.epoch,
+                seen_seq = seen.seq,
+                epoch = mine.epoch,
+                seq = mine.seq,
+                "an agent has seen later commits than this database holds: the database went back in time"
+            );
+            return Err(
+                Code::Stale.status("the coordinator's database is older than what this agent has seen")
+            );
+        }
+        Ok(())
+    }
+
+    /// The verdicts on everything that the agent holds.
+    pub(super) async fn answer(
+        &self,
+        node: NodeId,
+        session: SessionId,
+        verdicts: Vec<(AttemptKey, effect::Verdict)>,
+    ) -> Result<Vec<AttemptVerdict>, Status> {
+        let mut answers = Vec::with_capacity(verdicts.len());
+        let mut held = BTreeSet::new();
+        for (attempt, verdict) in verdicts {
+            let verdict = self.verdict(node, attempt, verdict).await?;
+            if verdict != Verdict::Kill {
+                held.insert(attempt);
+            }
+            answers.push(AttemptVerdict { attempt: Some(attempt.into()), verdict: verdict.into() });
+        }
+        self.sessions.holds(node, session, &held);
+        Ok(answers)
+    }
+
+    /// What becomes of an attempt that an agent holds; what the engine does not know is looked
+    /// up: an end of its own that was committed may still owe its output.
+    async fn verdict(
+        &self,
+        node: NodeId,
+        attempt: AttemptKey,
+        verdict: effect::Verdict,
+    ) -> Result<Verdict, Status> {
+        match verdict {
+            effect::Verdict::Collect => return Ok(Verdict::Collect),
+            effect::Verdict::Keep => match self.allow(node, attempt).await {
+                Ok(_) => return Ok(Verdict::Keep),
+                // One job's unreadable list must not keep the whole node out: the attempt runs
+                // on, and only its staging, if that is still to come, asks again.
+                Err(InputsError::Plan(error)) => {
+                    warn!(%attempt, error = &error as &dyn std::error::Error, "cannot list an attempt's inputs");
+                    return Ok(Verdict::Keep);
+                }
+                Err(InputsError::Store(error)) => return Err(error.into()),
+                // It ended since the engine was asked.
+                Err(InputsError::NotTheirs) => {}
+            },
+            effect::Verdict::Unknown => {}
+        }
+        let row = self.store.attempt(attempt).await?;
+        let own = row.is_some_and(|row| row.node == node && row.cause.is_some_and(told_by_agent));
+        Ok(if own { Verdict::Collect } else { Verdict::Kill })
+    }
+
+    /// Lets a node read the inputs of an attempt that is open at it, and says which they are.
+    pub(super) async fn allow(
+        &self,
+        node: NodeId,
+        attempt: AttemptKey,
+    ) -> Result<Vec<FileEntry>, InputsError> {
+        let row = self.store.attempt(attempt).await?;
+        if row.is_none_or(|row| row.node != node || row.cause.is_some()) {
+            return Err(InputsError::NotTheirs);
+        }
+        let plan = self.plans.plan(attempt.task.job).await?;
+        let inputs = self.plans.inputs(&plan, attempt.task).await?;
+        self.sessions.allow(node, attempt, digests(&inputs));
+        Ok(inputs)
+    }
+}
