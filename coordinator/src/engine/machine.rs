@@ -44,16 +44,45 @@ pub struct Engine {
     /// Idempotency keys of unfinished jobs; those of finished ones are in the store.
     pub(super) keys: BTreeMap<(String, String), JobNumber>,
     pub(super) totals: Counts,
+    pub(super) finished: Finished,
     pub(super) dirty: BTreeMap<JobNumber, BTreeSet<u32>>,
     pub(super) last_event: Option<Time>,
+}
+
+/// Every state of a job, in the order of [`Totals::jobs`].
+pub const JOB_STATES: [JobState; 6] = [
+    JobState::Queued,
+    JobState::Running,
+    JobState::Completed,
+    JobState::PartiallyCompleted,
+    JobState::Failed,
+    JobState::Cancelled,
+];
+
+/// Jobs that are over, and their tasks: only counted here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Finished {
+    /// In the order of [`JOB_STATES`].
+    pub jobs: [u64; 6],
+    pub tasks: Counts,
+}
+
+impl Finished {
+    /// Counts jobs with this final state and their tasks.
+    pub fn add(&mut self, state: JobState, jobs: u64, tasks: &Counts) {
+        if let Some(place) = JOB_STATES.iter().position(|known| *known == state) {
+            self.jobs[place] += jobs;
+        }
+        self.tasks.add(tasks);
+    }
 }
 
 /// The engine at a glance, for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub tasks: Counts,
-    /// Unfinished jobs: queued, running.
-    pub jobs: [u64; 2],
+    /// In the order of [`JOB_STATES`].
+    pub jobs: [u64; 6],
     /// Nodes: healthy, suspect, offline.
     pub nodes: [u64; 3],
     pub slots: u64,
@@ -79,6 +108,7 @@ impl Engine {
             next_decision: 1,
             keys: BTreeMap::new(),
             totals: Counts::default(),
+            finished: Finished::default(),
             dirty: BTreeMap::new(),
             last_event: None,
         }
@@ -131,10 +161,11 @@ impl Engine {
         retry.into_iter().chain(held).min()
     }
 
-    /// Counts of everything that is not finished.
+    /// Counts of everything.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let mut totals = Totals { tasks: self.totals, ..Totals::default() };
+        let mut totals = Totals { tasks: self.totals, jobs: self.finished.jobs, ..Totals::default() };
+        totals.tasks.add(&self.finished.tasks);
         for job in self.jobs.values() {
             totals.jobs[usize::from(job.state != JobState::Queued)] += 1;
         }
@@ -237,6 +268,7 @@ impl Engine {
 
     fn let_go(&mut self, number: JobNumber) {
         let Some(job) = self.jobs.remove(&number) else { return };
+        self.finished.add(job.state, 1, &job.counts());
         for (task, definition) in job.tasks.iter().enumerate() {
             self.classes.leave(definition.class, QueueKey::new(job.priority, number, task as u32));
             self.totals.sub(&definition.counts);

@@ -44,6 +44,6 @@ pub(crate) mod tests;
 pub mod types;
 
 pub use explain::Explanation;
-pub use machine::{Engine, Totals};
+pub use machine::{Engine, Finished, JOB_STATES, Totals};
 pub use ranges::Elements;
 pub use restore::{Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask};

@@ -7,7 +7,7 @@ use mesh_proto::ids::{BootId, JobId, JobNumber, NodeId, TaskKey};
 use super::{
     event::{NewDefinition, NodeRecord},
     job::{Definition, Job},
-    machine::Engine,
+    machine::{Engine, Finished},
     node::Node,
     ranges::Elements,
     task::{Phase, Placed, Task},
@@ -19,6 +19,7 @@ use super::{
 pub struct Snapshot {
     pub next_job: u64,
     pub next_decision: u64,
+    pub finished: Finished,
     pub nodes: Vec<NodeRecord>,
     pub jobs: Vec<StoredJob>,
 }
@@ -74,6 +75,7 @@ impl Engine {
     #[must_use]
     pub fn restore(settings: Settings, snapshot: Snapshot, now: Time) -> Self {
         let mut engine = Self::new(settings, snapshot.next_job);
+        engine.finished = snapshot.finished;
         engine.next_decision = snapshot.next_decision.max(1);
         for record in snapshot.nodes {
             engine.nodes.insert(record.id, Node::new(record, now));

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     commit::{Core, Outside},
     engine::{
-        Totals,
+        JOB_STATES, Totals,
         effect::{Ack, Say},
         event::{AttemptEnd, Event},
         types::{NodeState, TASK_STATES},
@@ -103,8 +103,9 @@ impl Outside for Voice {
         for state in TASK_STATES {
             self.metrics.set_tasks(state, totals.tasks[state]);
         }
-        self.metrics.set_jobs(mesh_proto::v1::JobState::Queued, totals.jobs[0]);
-        self.metrics.set_jobs(mesh_proto::v1::JobState::Running, totals.jobs[1]);
+        for (state, count) in JOB_STATES.into_iter().zip(totals.jobs) {
+            self.metrics.set_jobs(state, count);
+        }
         let nodes = [NodeState::Healthy, NodeState::Suspect, NodeState::Offline];
         for (state, count) in nodes.into_iter().zip(totals.nodes) {
             self.metrics.set_nodes(state, count);

@@ -17,7 +17,10 @@ use super::{
     nodes,
 };
 use crate::{
-    engine::{Elements, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask, event::NodeRecord},
+    engine::{
+        Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
+        event::NodeRecord, types::Counts,
+    },
     spec,
 };
 
@@ -35,7 +38,28 @@ pub async fn load(connection: &mut PgConnection) -> Result<Snapshot, StoreError>
     load_definitions(connection, &numbers, &mut jobs).await?;
     load_ended(connection, &numbers, &mut jobs).await?;
     load_live(connection, &numbers, &mut jobs).await?;
-    Ok(Snapshot { next_job, next_decision, nodes, jobs: jobs.into_values().collect() })
+    let finished = load_finished(connection).await?;
+    Ok(Snapshot { next_job, next_decision, finished, nodes, jobs: jobs.into_values().collect() })
+}
+
+/// How many jobs and tasks are over, for the metrics.
+async fn load_finished(connection: &mut PgConnection) -> Result<Finished, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT state::text AS "state!", count(*) AS "jobs!", sum(counts[6])::bigint AS "completed!",
+            sum(counts[7])::bigint AS "failed!", sum(counts[8])::bigint AS "cancelled!"
+           FROM jobs WHERE finished_at IS NOT NULL GROUP BY state"#
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut finished = Finished::default();
+    for row in rows {
+        let mut tasks = Counts::default();
+        tasks[TaskState::Completed] = row.completed as u64;
+        tasks[TaskState::Failed] = row.failed as u64;
+        tasks[TaskState::Cancelled] = row.cancelled as u64;
+        finished.add(value(&row.state, "job state")?, row.jobs as u64, &tasks);
+    }
+    Ok(finished)
 }
 
 type Jobs = BTreeMap<JobNumber, StoredJob>;

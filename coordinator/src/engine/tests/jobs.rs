@@ -34,7 +34,7 @@ fn a_job_runs_from_submit_to_completed() {
     assert_eq!(mesh.job_state(number), JobState::Completed);
     assert_eq!(mesh.store.jobs[&number].row.finished_at, Some(mesh.now));
     assert!(mesh.engine.jobs.is_empty(), "a finished job takes no memory");
-    assert_eq!(mesh.engine.totals().tasks.total(), 0);
+    assert_eq!(mesh.engine.totals().tasks.unfinished(), 0);
     assert!(mesh.engine.classes.nothing_waits());
     assert_eq!(mesh.engine.classes.members(), 0);
 }
@@ -190,4 +190,17 @@ fn watchers_hear_of_every_change() {
     assert!(seen(&mesh));
     mesh.end_task(key(number, 0, 0), ok());
     assert!(seen(&mesh));
+}
+
+#[test]
+fn what_is_over_stays_counted() {
+    let mut mesh = Mesh::with_nodes(1);
+    let number = mesh.submit(job(vec![array("a", 2)]));
+    for index in 0..2 {
+        mesh.end_task(key(number, 0, index), ok());
+    }
+    mesh.submit(job(vec![task("b")]));
+    let totals = mesh.engine.totals();
+    assert_eq!(totals.jobs, [1, 0, 1, 0, 0, 0]);
+    assert_eq!((totals.tasks[TaskState::Completed], totals.tasks[TaskState::Assigned]), (2, 1));
 }

@@ -553,7 +553,7 @@ impl World {
         if !engine.jobs.is_empty() || !engine.keys.is_empty() || engine.classes.members() > 0 {
             return Err(format!("jobs are left behind: {:?}", engine.jobs.keys()));
         }
-        if engine.next_deadline().is_some() || engine.totals().tasks.total() > 0 {
+        if engine.next_deadline().is_some() || engine.totals().tasks.unfinished() > 0 {
             return Err(format!("timers or counts are left behind: {:?}", engine.totals()));
         }
         if let Some(node) = engine.nodes.values().find(|node| node.used.cpu_millis + node.used.memory > 0) {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mesh_proto::ids::{AttemptKey, JobNumber, NodeId, TaskKey};
 
 use crate::engine::{
-    Elements, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
+    Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
     effect::{Ack, AttemptRow, Effects, JobRow, Reply, Say, TaskRow, Write},
     event::{NewDefinition, NewJob, NodeRecord},
     types::{Counts, JobState, TaskState},
@@ -261,6 +261,7 @@ impl Store {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             next_decision: self.decisions + 1,
+            finished: Finished::default(),
             next_job: self.jobs.keys().next_back().map_or(1, |last| last.0 + 1),
             nodes: self.nodes.values().cloned().collect(),
             jobs: self
