@@ -59,6 +59,10 @@ pub struct Issued {
     pub key_fingerprint: [u8; 32],
 }
 
+/// The files of a CA in its directory.
+const CERT_FILE: &str = "ca.pem";
+const KEY_FILE: &str = "ca.key";
+
 /// A certificate with its private key, both as PEM.
 #[derive(Clone)]
 pub struct KeyedCert {
@@ -106,12 +110,9 @@ impl Ca {
 
     /// The CA whose files lie in `dir` (`ca.pem`, `ca.key`); made when there is none.
     pub fn load_or_create(dir: &Path, mesh: MeshId) -> Result<Self, CertError> {
-        let cert_path = dir.join("ca.pem");
-        let key_path = dir.join("ca.key");
+        let cert_path = dir.join(CERT_FILE);
         if cert_path.exists() {
-            let key = NodeKey::load(&key_path)?;
-            let der = first_cert(&read_text(&cert_path)?).map_err(content(&cert_path))?;
-            let ca = Self::new(der, key).map_err(content(&cert_path))?;
+            let ca = Self::load(dir)?;
             if ca.mesh != mesh {
                 return Err(CertError::OtherMesh { path: cert_path, found: ca.mesh, expected: mesh });
             }
@@ -121,9 +122,17 @@ impl Ca {
         // was ever signed with it.
         let ca = Self::generate(mesh)?;
         create_private_dir(dir)?;
-        write_private(&key_path, ca.issuer.key().serialize_pem().as_bytes())?;
+        write_private(&dir.join(KEY_FILE), ca.issuer.key().serialize_pem().as_bytes())?;
         write_private(&cert_path, ca.cert_pem().as_bytes())?;
         Ok(ca)
+    }
+
+    /// The CA whose files lie in `dir`.
+    pub fn load(dir: &Path) -> Result<Self, CertError> {
+        let cert_path = dir.join(CERT_FILE);
+        let der = first_cert(&read_text(&cert_path)?).map_err(content(&cert_path))?;
+        let key = NodeKey::load(&dir.join(KEY_FILE))?;
+        Self::new(der, key).map_err(content(&cert_path))
     }
 
     pub fn from_pem(cert_pem: &str, key_pem: &str) -> Result<Self, CertError> {
@@ -180,7 +189,7 @@ impl Ca {
 
     /// A user's certificate, with a key made here.
     pub fn issue_user(&self, name: &str, lifetime: Duration) -> Result<KeyedCert, CertError> {
-        names::check_name(name).map_err(|source| CertError::UserName { name: name.to_owned(), source })?;
+        names::check_name(name).map_err(|problem| CertError::UserName { name: name.to_owned(), problem })?;
         let params = self.params(&Identity::User(name.to_owned()), lifetime)?;
         self.keyed(&params)
     }

@@ -28,13 +28,13 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), CertError> {
         // Best effort: the error that matters is the first one.
         let _ = fs::remove_file(&temporary);
     }
-    written.map_err(|source| CertError::File { action: "write", path: path.to_owned(), source })
+    written.map_err(|problem| CertError::File { action: "write", path: path.to_owned(), problem })
 }
 
 /// Makes a directory for its owner alone, where there is none.
 pub(crate) fn create_private_dir(path: &Path) -> Result<(), CertError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| CertError::File { action: "create", path: path.to_owned(), source })
+    made.map_err(|problem| CertError::File { action: "create", path: path.to_owned(), problem })
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -45,7 +45,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// The text of a small file.
 pub(crate) fn read_text(path: &Path) -> Result<String, CertError> {
-    let fail = |source| CertError::File { action: "read", path: path.to_owned(), source };
+    let fail = |problem| CertError::File { action: "read", path: path.to_owned(), problem };
     let size = fs::metadata(path).map_err(fail)?.len();
     if size > MAX_FILE {
         let problem = format!("is {size} bytes long, at most {MAX_FILE} are expected");

@@ -12,11 +12,11 @@ pub enum ConfigError {
         source: std::io::Error,
     },
 
-    #[error("{}: {}", .path.display(), .source.to_string().trim_end())]
+    #[error("{}: {}", .path.display(), .problem.to_string().trim_end())]
     File {
         path: PathBuf,
         // Shown above with line and column; as a source it would be shown twice.
-        source: Box<toml::de::Error>,
+        problem: Box<toml::de::Error>,
     },
 
     #[error("{key} = {value} is out of range: {expected}")]

@@ -39,7 +39,7 @@ impl File {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut file: Self = toml::from_str(&text)
-            .map_err(|source| ConfigError::File { path: path.to_owned(), source: Box::new(source) })?;
+            .map_err(|problem| ConfigError::File { path: path.to_owned(), problem: Box::new(problem) })?;
         let base = path.parent().unwrap_or(Path::new(""));
         for path in [&mut file.data_dir, &mut file.pg_bin_dir].into_iter().flatten() {
             *path = base.join(&*path);

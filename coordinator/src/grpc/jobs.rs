@@ -272,11 +272,7 @@ impl JobsService {
             return Err(Code::Invalid.status("the idempotency key contains a NUL byte"));
         }
         let payload_digest = digest(&job);
-        for task in &mut job.tasks {
-            if task.sandbox() == SandboxLevel::Unspecified {
-                task.set_sandbox(self.default_sandbox);
-            }
-        }
+        spec::complete(&mut job, self.default_sandbox);
         let invalid = |error: spec::SpecError| Code::Invalid.status(error.to_string());
         spec::check(&job, &self.limits).map_err(invalid)?;
         for task in &job.tasks {

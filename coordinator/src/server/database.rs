@@ -1,6 +1,6 @@
 //! The database: given, or a private cluster that is brought back when it dies.
 
-use std::{future::pending, time::Duration};
+use std::{convert::Infallible, future::pending, time::Duration};
 
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
@@ -43,11 +43,12 @@ impl Database {
     }
 
     /// Brings a private cluster that died back up, as often as the commit room misses it.
-    pub async fn watch(&self, mut phases: watch::Receiver<Phase>) {
+    pub async fn watch(&self, mut phases: watch::Receiver<Phase>) -> Infallible {
         let Self::Private { options, cluster, .. } = self else { return pending().await };
         loop {
             if phases.wait_for(|phase| *phase == Phase::Recovering).await.is_err() {
-                return;
+                // The commit loop has ended, and says itself why.
+                return pending().await;
             }
             let mut cluster = cluster.lock().await;
             match postgres::start(options.clone()).await {

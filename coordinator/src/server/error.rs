@@ -32,6 +32,8 @@ pub enum ServeError {
     Blobs(#[from] BlobError),
     #[error("cannot open the output")]
     Output(#[source] io::Error),
+    #[error("the commit loop broke; the log says where")]
+    Broken,
     #[error("cannot set up {0}")]
     Setup(&'static str),
     #[error(

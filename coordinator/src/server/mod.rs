@@ -12,7 +12,7 @@ use std::{
 };
 
 use mesh_certs::{Ca, ServerCert};
-use mesh_proto::ids::{CoordinatorId, MeshId};
+use mesh_proto::ids::CoordinatorId;
 use serde_json::json;
 use tokio::{
     net::TcpListener,
@@ -159,7 +159,8 @@ async fn serve_on(
     };
     let hosts: Vec<String> = config.advertise.iter().map(|advertise| advertise.host.clone()).collect();
     let cert = ServerCert::new(&credentials::server_certificate(&ca, id, &hosts)?, &ca.cert_der())?;
-    let credential = credentials::keep_admin_credential(&ca, data_dir.path(), &grpc_endpoints)?;
+    let (credential, admin) = credentials::keep_admin_credential(&ca, data_dir.path(), &grpc_endpoints)?;
+    credentials::install_default(&admin);
 
     let (readiness, ready) = watch::channel(Readiness::Starting);
     let http_addr = dialable(ports.http.addr());
@@ -172,11 +173,17 @@ async fn serve_on(
     let _reload = spawn_owned("reload", reload::follow(hangups, config.file.clone(), core.clone()));
     let mut leading = spawn("commit loop", commit_loop.run(core_stop.clone()));
     let mut phases = core.phases();
-    let first = tokio::select! {
-        led = phases.wait_for(|phase| *phase == Phase::Leading) => led.is_ok(),
+    let mut stopping = std::pin::pin!(stopping);
+    tokio::select! {
+        biased;
         ended = &mut leading => return Err(ended_early(ended)),
-    };
-    debug_assert!(first, "the commit loop holds the other end");
+        _ = phases.wait_for(|phase| *phase == Phase::Leading) => {}
+        // The lead or the database may be long in coming.
+        () = &mut stopping => {
+            core_stop.cancel();
+            return leading.await.map_or_else(|error| Err(ended_early(Err(error))), |ended| Ok(ended?));
+        }
+    }
     let edges = start_edges(config, rooms, ports.grpc, ports.join, cert, &edge_stop)?;
     println!(
         "{}",
@@ -192,9 +199,9 @@ async fn serve_on(
     );
 
     let result = tokio::select! {
-        () = stopping => Ok(()),
-        () = database.watch(core.phases()) => Ok(()),
         ended = &mut leading => Err(ended_early(ended)),
+        () = stopping => Ok(()),
+        never = database.watch(core.phases()) => match never {},
     };
     info!("stopping");
     edge_stop.cancel();
@@ -216,7 +223,7 @@ fn ended_early(ended: Result<Result<(), StoreError>, tokio::task::JoinError>) ->
     match ended {
         Ok(Err(StoreError::Fenced)) => ServeError::Led,
         Ok(Err(error)) => ServeError::Store(error),
-        Ok(Ok(())) | Err(_) => ServeError::Setup("the commit loop"),
+        Ok(Ok(())) | Err(_) => ServeError::Broken,
     }
 }
 
@@ -302,14 +309,14 @@ pub async fn make_admin_credential(
     user: &str,
     out: Option<PathBuf>,
 ) -> Result<PathBuf, ServeError> {
-    let kept = config.data_dir.join("admin.credential");
-    let known = mesh_certs::Credential::load(&kept)?;
-    let mesh: MeshId = known.mesh.to_string().parse().map_err(|_| ServeError::Setup("the mesh's id"))?;
-    let pki = credentials::pki_dir(&config.data_dir)?;
-    let ca = tokio::task::spawn_blocking(move || Ca::load_or_create(&pki, mesh))
-        .await
-        .map_err(|_| ServeError::Setup("the CA"))??;
-    let credential = credentials::admin_credential(&ca, user, &known.endpoints)?;
+    // Never made here: a new CA would be a stranger to every node.
+    let ca = Ca::load(&config.data_dir.join("pki"))?;
+    let kept = credentials::admin_file(&config.data_dir);
+    let endpoints = match mesh_certs::Credential::load(&kept) {
+        Ok(known) if known.mesh == ca.mesh() => known.endpoints,
+        Ok(_) | Err(_) => endpoints(&config.advertise, config.listen.port()),
+    };
+    let credential = credentials::admin_credential(&ca, user, &endpoints)?;
     let path = out.unwrap_or(kept);
     credential.save(&path)?;
     Ok(path)

@@ -1,7 +1,7 @@
 //! What a client sent is checked here, whatever tool sent it. meshctl says the same with the
 //! line of the file; this says it with the name of the task.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use mesh_proto::{
     digest::Digest,
@@ -10,7 +10,12 @@ use mesh_proto::{
     v1::{FileEntry, Item, JobSpec, OnDisconnect, SandboxLevel, TaskSpec, array_spec},
 };
 
-use super::definition::count;
+use super::{definition::count, needs::check_needs};
+
+/// Longest W3C `traceparent` that is passed on, in bytes.
+const MAX_TRACEPARENT: usize = 128;
+/// Longest value of a tag, in bytes; a node's is no longer.
+const MAX_TAG: usize = 256;
 
 /// How much one job may hold.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +66,7 @@ pub fn check(job: &JobSpec, limits: &Limits) -> Result<(), SpecError> {
         return Err(SpecError::job("tasks", "is empty; a job has at least one task"));
     }
     entries("tasks", job.tasks.len(), limits)?;
+    check_params(job, limits)?;
     let mut names = HashSet::new();
     let mut total = 0_u64;
     for task in &job.tasks {
@@ -77,13 +83,30 @@ pub fn check(job: &JobSpec, limits: &Limits) -> Result<(), SpecError> {
             format!("are {total}, at most {} are allowed", limits.max_tasks),
         ));
     }
-    check_needs(job)
+    check_needs(&job.tasks, limits)
 }
 
-fn entries(place: &str, count: usize, limits: &Limits) -> Result<(), SpecError> {
+pub(super) fn entries(place: &str, count: usize, limits: &Limits) -> Result<(), SpecError> {
     if count > limits.max_entries {
         let most = limits.max_entries;
         return Err(SpecError::job(place, format!("has {count} entries, at most {most} are allowed")));
+    }
+    Ok(())
+}
+
+fn check_params(job: &JobSpec, limits: &Limits) -> Result<(), SpecError> {
+    entries("params", job.params.len(), limits)?;
+    if job.params.iter().any(|(key, value)| key.contains('\0') || value.contains('\0')) {
+        return Err(SpecError::job("params", "contain a NUL byte"));
+    }
+    let bytes: usize = job.params.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > limits.max_argv_env {
+        let most = limits.max_argv_env;
+        return Err(SpecError::job("params", format!("are {bytes} bytes, at most {most} are allowed")));
+    }
+    if job.traceparent.len() > MAX_TRACEPARENT || !job.traceparent.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        return Err(SpecError::job("traceparent", "is none"));
     }
     Ok(())
 }
@@ -114,6 +137,7 @@ fn check_task(job: &JobSpec, task: &TaskSpec, limits: &Limits) -> Result<(), Spe
     if nul || task.script.contains('\0') {
         return bad("command", "or env or script contains a NUL byte");
     }
+    entries(&format!("task {:?}: env", task.name), task.env.len(), limits)?;
     for key in task.env.keys() {
         if key.is_empty() || key.contains('=') {
             return bad("env", "has a name that is empty or contains `=`");
@@ -144,6 +168,10 @@ fn check_task(job: &JobSpec, task: &TaskSpec, limits: &Limits) -> Result<(), Spe
     }
     if resources.named.contains_key("gpu") {
         return bad("resources.gpu", "comes with a later version");
+    }
+    for name in resources.named.keys() {
+        check_name(name)
+            .map_err(|error| SpecError::of(&task.name, "resources", format!("{name:?} {error}")))?;
     }
     Ok(())
 }
@@ -219,49 +247,15 @@ fn check_where(task: &TaskSpec) -> Result<(), SpecError> {
     for name in wanted.tags.keys().chain(&wanted.capabilities) {
         check_name(name).map_err(|error| SpecError::of(&task.name, "where", format!("{name:?} {error}")))?;
     }
+    let words = [("where.node", &wanted.node), ("where.os", &wanted.os), ("where.arch", &wanted.arch)];
+    for (key, word) in words.into_iter().filter(|(_, word)| !word.is_empty()) {
+        check_name(word).map_err(|error| SpecError::of(&task.name, key, format!("{word:?} {error}")))?;
+    }
+    if wanted.tags.values().any(|value| value.len() > MAX_TAG) {
+        return Err(SpecError::of(&task.name, "where.tags", format!("has a value over {MAX_TAG} bytes")));
+    }
     if !matches!(wanted.limits.as_str(), "" | "cgroup") {
         return Err(SpecError::of(&task.name, "where.limits", "knows only `cgroup`"));
     }
     Ok(())
-}
-
-/// Needs name other tasks, element by element only where both have as many, and form no ring.
-fn check_needs(job: &JobSpec) -> Result<(), SpecError> {
-    let tasks: BTreeMap<&str, &TaskSpec> = job.tasks.iter().map(|task| (task.name.as_str(), task)).collect();
-    for task in &job.tasks {
-        let mut seen = HashSet::new();
-        for need in &task.needs {
-            let Some(needed) = tasks.get(need.task.as_str()) else {
-                return Err(SpecError::of(
-                    &task.name,
-                    "needs",
-                    format!("names {:?}, which is no task", need.task),
-                ));
-            };
-            if !seen.insert(need.task.as_str()) {
-                return Err(SpecError::of(&task.name, "needs", format!("names {:?} twice", need.task)));
-            }
-            if need.same_index
-                && (task.array.is_none() || needed.array.is_none() || count(task)? != count(needed)?)
-            {
-                let what =
-                    format!("{:?} with same_index, but the two are not arrays of one length", need.task);
-                return Err(SpecError::of(&task.name, "needs", what));
-            }
-        }
-    }
-    let mut left: BTreeMap<&str, usize> =
-        job.tasks.iter().map(|task| (task.name.as_str(), task.needs.len())).collect();
-    while let Some(name) = left.iter().find(|(_, needs)| **needs == 0).map(|(name, _)| *name) {
-        left.remove(name);
-        for task in job.tasks.iter().filter(|task| task.needs.iter().any(|need| need.task == name)) {
-            if let Some(needs) = left.get_mut(task.name.as_str()) {
-                *needs -= 1;
-            }
-        }
-    }
-    match left.keys().next() {
-        Some(name) => Err(SpecError::of(name, "needs", "lead back to the task itself")),
-        None => Ok(()),
-    }
 }

@@ -1,10 +1,12 @@
 //! From the wire's task specs to the engine's definitions.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use mesh_proto::v1::{self, Cause, SandboxLevel, TaskSpec, array_spec};
 use prost::Message as _;
 
-use super::SpecError;
+use super::{SpecError, needs::positions};
 use crate::engine::{
     event::{Need, NewDefinition},
     types::{Requirements, Resources, Retry},
@@ -19,7 +21,7 @@ pub fn count(task: &TaskSpec) -> Result<u64, SpecError> {
                 return Err(SpecError::of(&task.name, "array.range", "is empty or has a step below 1"));
             }
             let span = range.last.abs_diff(range.first);
-            Ok(span / range.step.cast_unsigned() + 1)
+            Ok((span / range.step.cast_unsigned()).saturating_add(1))
         }
         Some(array_spec::Kind::Items(list)) => Ok(list.items.len() as u64),
         Some(array_spec::Kind::ItemsBlob(blob)) => Ok(u64::from(blob.count)),
@@ -29,19 +31,19 @@ pub fn count(task: &TaskSpec) -> Result<u64, SpecError> {
 
 /// The engine's definitions of a job's tasks, which were checked before.
 pub fn definitions(tasks: &[TaskSpec]) -> Result<Vec<NewDefinition>, SpecError> {
-    tasks.iter().map(|task| definition(tasks, task)).collect()
+    let positions = positions(tasks);
+    tasks.iter().map(|task| definition(&positions, task)).collect()
 }
 
-fn definition(tasks: &[TaskSpec], task: &TaskSpec) -> Result<NewDefinition, SpecError> {
+fn definition(positions: &HashMap<&str, u32>, task: &TaskSpec) -> Result<NewDefinition, SpecError> {
     let needs = task
         .needs
         .iter()
         .map(|need| {
-            let position = tasks.iter().position(|other| other.name == need.task);
-            let task = position.ok_or_else(|| {
+            let position = positions.get(need.task.as_str()).ok_or_else(|| {
                 SpecError::of(&task.name, "needs", format!("names {:?}, which is no task", need.task))
             })?;
-            Ok(Need { task: task as u32, same_index: need.same_index })
+            Ok(Need { task: *position, same_index: need.same_index })
         })
         .collect::<Result<_, SpecError>>()?;
     let total = u32::try_from(count(task)?).map_err(|_| SpecError::of(&task.name, "array", "is too long"))?;

@@ -3,8 +3,13 @@
 
 mod assignment;
 mod check;
+mod complete;
 mod definition;
+mod needs;
+#[cfg(test)]
+mod tests;
 
 pub use assignment::{Plan, PlannedTask, assignment, input_path};
 pub use check::{Limits, SpecError, check, check_items};
+pub use complete::complete;
 pub use definition::{count, definitions};
