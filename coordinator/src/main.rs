@@ -30,7 +30,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(flags) => Ok(server::serve(Config::load(flags)?).await?),
         Command::AdminCredential(admin) => {
             let config = Config::load(admin.flags)?;
-            let path = server::make_admin_credential(config, &admin.user, admin.out).await?;
+            let path = server::make_admin_credential(&config, &admin.user, admin.out)?;
             println!("{}", path.display());
             Ok(())
         }

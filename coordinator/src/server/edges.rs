@@ -102,7 +102,7 @@ fn log_refusal(addr: Option<SocketAddr>, refusal: &Refusal) {
 /// Serves both gRPC ports.
 pub(super) fn start_edges(
     config: &Config,
-    rooms: Rooms,
+    rooms: &Rooms,
     grpc: TcpListener,
     join: TcpListener,
     cert: Arc<ServerCert>,

@@ -184,7 +184,7 @@ async fn serve_on(
             return leading.await.map_or_else(|error| Err(ended_early(Err(error))), |ended| Ok(ended?));
         }
     }
-    let edges = start_edges(config, rooms, ports.grpc, ports.join, cert, &edge_stop)?;
+    let edges = start_edges(config, &rooms, ports.grpc, ports.join, cert, &edge_stop)?;
     println!(
         "{}",
         json!({
@@ -304,8 +304,8 @@ async fn show_readiness(
 }
 
 /// Makes a new admin credential from the data directory, without the coordinator.
-pub async fn make_admin_credential(
-    config: Config,
+pub fn make_admin_credential(
+    config: &Config,
     user: &str,
     out: Option<PathBuf>,
 ) -> Result<PathBuf, ServeError> {
