@@ -15,6 +15,8 @@ use mesh_proto::size::parse_size;
 use mesh_proto::v1;
 use serde::Deserialize;
 
+use crate::attempts::MAX_RUNNING;
+
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -129,7 +131,8 @@ pub struct Flags {
     /// Serve /metrics and /healthz there [default: off]
     #[arg(long, value_name = "HOST:PORT", env = "MESH_AGENT_HTTP_LISTEN")]
     pub http_listen: Option<SocketAddr>,
-    /// First of the user ids that tasks run as when the agent is root, one for each slot [default: 300000]
+    /// First of the user ids that tasks run as when the agent is root, one for each slot
+    /// [default: from 300000 on, different for each data directory]
     #[arg(long, value_name = "UID", env = "MESH_AGENT_UID_BASE")]
     pub uid_base: Option<u32>,
 }
@@ -282,7 +285,7 @@ impl Config {
             Some(text) => size(what, &text),
             None => Ok(default),
         };
-        let uid_base = flags.uid_base.or(file.uid_base).unwrap_or(300_000);
+        let uid_base = flags.uid_base.or(file.uid_base).unwrap_or_else(|| default_uids(&data_dir));
         if !(1000..=u32::MAX - 20_000).contains(&uid_base) {
             return Err(value(
                 "uid base",
@@ -342,6 +345,14 @@ fn size(what: &'static str, text: &str) -> Result<u64, ConfigError> {
 
 fn split<'a>(what: &'static str, text: &'a str) -> Result<(&'a str, &'a str), ConfigError> {
     text.split_once('=').ok_or_else(|| value(what, text, "lacks its `=`"))
+}
+
+/// Where the users of this agent's tasks begin: agents that share a machine have data
+/// directories of their own, and their tasks must not be each other's users.
+fn default_uids(data_dir: &Path) -> u32 {
+    let whole = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    let digest = mesh_proto::digest::Digest::of(whole.as_os_str().as_encoded_bytes());
+    300_000 + MAX_RUNNING * u32::from(digest.0[0])
 }
 
 fn default_data_dir() -> Option<PathBuf> {
@@ -418,6 +429,16 @@ mod tests {
         std::fs::write(&path, "slots = 2\nslotz = 3\n").unwrap();
         let message = parse(&["--config", path.to_str().unwrap()]).unwrap_err().to_string();
         assert!(message.contains("slotz") && message.contains("agent.toml"), "{message}");
+    }
+
+    #[test]
+    fn agents_on_one_machine_have_users_of_their_own() {
+        let bases: Vec<u32> =
+            ["/d/attic", "/d/office", "/d/lab"].map(|dir| default_uids(Path::new(dir))).to_vec();
+        for (place, base) in bases.iter().enumerate() {
+            assert!((300_000..=1_348_576 - MAX_RUNNING).contains(base), "{base}");
+            assert!(bases[..place].iter().all(|other| other.abs_diff(*base) >= MAX_RUNNING), "{bases:?}");
+        }
     }
 
     #[test]
