@@ -4,22 +4,31 @@
 
 use std::time::Duration;
 
-use mesh_proto::v1::Assignment;
+use mesh_proto::names::escape;
+use mesh_proto::v1::{self, Assignment};
 
 use crate::beneath::Owner;
-use crate::jail::{Bounds, Level, Network, Rlimits, StartRequest};
+use crate::config::{AllowNetwork, Config};
+use crate::jail::{Bounds, Level, Mount, Network, Rlimits, StartRequest, WORK};
 use crate::runner::{Context, Job};
 use crate::stage::{PROGRESS, SCRIPT};
 
-/// Processes that a slot's user may have, so that a fork bomb stays in its slot.
-const MAX_PROCESSES: u64 = 4096;
-
-/// The jail's request for an attempt whose work directory is made.
-pub fn request(context: &Context, job: &Job, level: Level, owner: Option<Owner>) -> StartRequest {
+/// The jail's request for an attempt whose work directory is made. The error says, for people, what
+/// this node does not allow: only a coordinator with other facts of it asks for that.
+pub fn request(
+    context: &Context,
+    job: &Job,
+    level: Level,
+    owner: Option<Owner>,
+) -> Result<StartRequest, String> {
     let assignment = &*job.assignment;
+    let config = &context.config;
     let work_dir = context.work_root.join(job.key.to_string()).join("work");
-    let work = work_dir.to_string_lossy().into_owned();
-    StartRequest {
+    // Where the task finds it.
+    let work = if level == Level::Strict { WORK.to_owned() } else { work_dir.to_string_lossy().into_owned() };
+    let strict = level == Level::Strict;
+    let network = network(assignment, config)?;
+    Ok(StartRequest {
         attempt: job.key,
         argv: argv(assignment, &work),
         env: environment(assignment, job, &context.node_name, &work),
@@ -29,14 +38,58 @@ pub fn request(context: &Context, job: &Job, level: Level, owner: Option<Owner>)
         level,
         timeout: (assignment.timeout_ms > 0).then(|| Duration::from_millis(assignment.timeout_ms)),
         grace: Duration::from_millis(assignment.grace_ms),
-        max_output: context.config.limits.max_output,
-        limits: Rlimits { nproc: owner.map(|_| MAX_PROCESSES), ..Rlimits::default() },
-        hidden: vec![context.config.data_dir.clone(), (*context.work_root).clone()],
-        network: Network::None,
-        mounts: Vec::new(),
-        bounds: Bounds::default(),
+        max_output: config.limits.max_output,
+        limits: Rlimits { nproc: owner.map(|_| config.limits.max_processes), ..Rlimits::default() },
+        hidden: vec![config.data_dir.clone(), (*context.work_root).clone()],
+        network,
+        mounts: mounts(assignment, config)?,
+        bounds: if strict { bounds(assignment, context) } else { Bounds::default() },
         without: Vec::new(),
         work_dir,
+    })
+}
+
+fn network(assignment: &Assignment, config: &Config) -> Result<Network, String> {
+    match (assignment.network(), config.allow_network) {
+        (v1::Network::None | v1::Network::Unspecified, _) => Ok(Network::None),
+        (v1::Network::Host, AllowNetwork::Host) => Ok(Network::Host),
+        (v1::Network::Host, AllowNetwork::None) => {
+            Err("this node does not lend tasks its network (--allow-network host would let it)".to_owned())
+        }
+    }
+}
+
+fn mounts(assignment: &Assignment, config: &Config) -> Result<Vec<Mount>, String> {
+    let mount = |mount: &v1::Mount| {
+        let allowed = config.mounts.get(&mount.name).ok_or_else(|| {
+            let name = escape(&mount.name);
+            format!("this node allows no mount `{name}` (--allow-mount {name}=/PATH would let it)")
+        })?;
+        if allowed.read_only && !mount.read_only {
+            return Err(format!("this node allows mount `{}` read-only: say read_only: true", mount.name));
+        }
+        Ok(Mount {
+            source: allowed.path.clone(),
+            to: mount.to.clone().into(),
+            read_only: mount.read_only,
+            owner: allowed.owner,
+        })
+    };
+    assignment.mounts.iter().map(mount).collect()
+}
+
+/// What the attempt as a whole may use.
+fn bounds(assignment: &Assignment, context: &Context) -> Bounds {
+    let asked = assignment.resources.clone().unwrap_or_default();
+    let limits = &context.config.limits;
+    let memory = if asked.memory_bytes > 0 { asked.memory_bytes } else { context.memory_per_slot };
+    let disk = if asked.disk_bytes > 0 { asked.disk_bytes } else { limits.max_work_size };
+    Bounds {
+        memory: Some(memory),
+        processes: Some(limits.max_processes),
+        cpu_millis: (asked.cpu_millis > 0).then_some(u64::from(asked.cpu_millis)),
+        disk: Some(disk),
+        files: Some(limits.max_work_files),
     }
 }
 

@@ -26,11 +26,6 @@ pub enum ConfigError {
     File { path: PathBuf, message: String },
     #[error("{what} `{value}` {problem}")]
     Value { what: &'static str, value: String, problem: String },
-    #[error(
-        "--allow-mount is not served yet: mounts come with the strict sandbox, in a later version; \
-         leave the flag away"
-    )]
-    MountsLater,
     #[error("no data directory: neither --data-dir nor a home directory is known; give --data-dir")]
     NoDataDir,
 }
@@ -95,6 +90,50 @@ impl Level {
     }
 }
 
+/// What of the network tasks may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AllowNetwork {
+    None,
+    Host,
+}
+
+/// A directory that the operator lets jobs mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedMount {
+    pub path: PathBuf,
+    pub read_only: bool,
+    /// Whose files are the task's; none: files keep their owners.
+    pub owner: Option<(u32, u32)>,
+}
+
+impl AllowedMount {
+    /// `/PATH[:ro][:owner=UID[.GID]]`.
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        let wrong = |problem: &str| value("--allow-mount", text, problem);
+        let mut parts = text.split(':');
+        let path = PathBuf::from(parts.next().unwrap_or_default());
+        if !path.is_absolute() {
+            return Err(wrong("has no absolute path"));
+        }
+        let mut mount = Self { path, read_only: false, owner: None };
+        for part in parts {
+            match part.split_once('=') {
+                None if part == "ro" => mount.read_only = true,
+                Some(("owner", ids)) => {
+                    let (uid, gid) = ids.split_once('.').unwrap_or((ids, ids));
+                    let number = |id: &str| {
+                        id.parse().map_err(|_| wrong("has an owner that is no UID or UID.GID in numbers"))
+                    };
+                    mount.owner = Some((number(uid)?, number(gid)?));
+                }
+                None | Some(_) => return Err(wrong("has an option other than `ro` and `owner=UID[.GID]`")),
+            }
+        }
+        Ok(mount)
+    }
+}
+
 /// The flags of every command; each has its environment variable and its key in the file.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Flags {
@@ -125,9 +164,18 @@ pub struct Flags {
     /// The weakest sandbox that this node accepts [default: basic]
     #[arg(long, value_name = "LEVEL", env = "MESH_AGENT_SANDBOX_ALLOW")]
     pub sandbox_allow: Option<Level>,
-    /// Comes with a later version
-    #[arg(long, value_name = "NAME=/PATH[:ro]", hide = true)]
+    /// A directory that jobs may mount by name, such as data=/srv/data:ro; repeatable. With
+    /// `:owner=UID[.GID]` the files of that owner are the task's
+    #[arg(
+        long,
+        value_name = "NAME=/PATH[:ro][:owner=UID[.GID]]",
+        env = "MESH_AGENT_ALLOW_MOUNT",
+        value_delimiter = ','
+    )]
     pub allow_mount: Vec<String>,
+    /// The most of the network that a task may ask for: none or host [default: host]
+    #[arg(long, value_name = "KIND", env = "MESH_AGENT_ALLOW_NETWORK")]
+    pub allow_network: Option<AllowNetwork>,
     /// Serve /metrics and /healthz there [default: off]
     #[arg(long, value_name = "HOST:PORT", env = "MESH_AGENT_HTTP_LISTEN")]
     pub http_listen: Option<SocketAddr>,
@@ -149,6 +197,8 @@ struct File {
     capabilities: Option<Vec<String>>,
     resources: Option<BTreeMap<String, u64>>,
     sandbox_allow: Option<Level>,
+    allow_mounts: Option<BTreeMap<String, String>>,
+    allow_network: Option<AllowNetwork>,
     http_listen: Option<SocketAddr>,
     uid_base: Option<u32>,
     reconnect_min: Option<String>,
@@ -161,6 +211,9 @@ struct File {
     max_output: Option<String>,
     max_output_files: Option<usize>,
     max_output_size: Option<String>,
+    max_work_size: Option<String>,
+    max_work_files: Option<u64>,
+    max_processes: Option<u64>,
     cache_size: Option<String>,
 }
 
@@ -178,6 +231,9 @@ pub struct Config {
     pub capabilities: Vec<String>,
     pub resources: BTreeMap<String, u64>,
     pub sandbox_allow: Level,
+    /// By name.
+    pub mounts: BTreeMap<String, AllowedMount>,
+    pub allow_network: AllowNetwork,
     pub http_listen: Option<SocketAddr>,
     pub uid_base: u32,
     pub timings: Timings,
@@ -208,6 +264,12 @@ pub struct Limits {
     pub max_output_files: usize,
     /// Bytes that these files may have together.
     pub max_output_size: u64,
+    /// Bytes that a work directory may come to hold at level strict.
+    pub max_work_size: u64,
+    /// Files that it may come to hold.
+    pub max_work_files: u64,
+    /// Processes and threads that a task may have at a time.
+    pub max_processes: u64,
     /// Size of the blob cache in bytes; none: the smaller of 10 GiB and a tenth of the disk.
     pub cache_size: Option<u64>,
 }
@@ -223,8 +285,13 @@ impl Config {
     }
 
     fn merge(flags: &Flags, file: File) -> Result<Self, ConfigError> {
-        if !flags.allow_mount.is_empty() {
-            return Err(ConfigError::MountsLater);
+        let mut mounts = BTreeMap::new();
+        for (name, text) in file.allow_mounts.unwrap_or_default() {
+            mounts.insert(name, AllowedMount::parse(&text)?);
+        }
+        for text in &flags.allow_mount {
+            let (name, mount) = split("--allow-mount", text)?;
+            mounts.insert(name.to_owned(), AllowedMount::parse(mount)?);
         }
         let data_dir = match flags.data_dir.clone().or(file.data_dir) {
             Some(dir) => dir,
@@ -249,6 +316,7 @@ impl Config {
         for (what, name) in (tags.keys().map(|key| ("tag", key)))
             .chain(resources.keys().map(|name| ("resource", name)))
             .chain(capabilities.iter().map(|name| ("capability", name)))
+            .chain(mounts.keys().map(|name| ("mount", name)))
         {
             check_name(name).map_err(|error| value(what, name, &error.to_string()))?;
         }
@@ -303,6 +371,8 @@ impl Config {
             capabilities,
             resources,
             sandbox_allow: flags.sandbox_allow.or(file.sandbox_allow).unwrap_or(Level::Basic),
+            mounts,
+            allow_network: flags.allow_network.or(file.allow_network).unwrap_or(AllowNetwork::Host),
             http_listen: flags.http_listen.or(file.http_listen),
             uid_base,
             timings: Timings {
@@ -318,6 +388,9 @@ impl Config {
                 max_output: bytes("max_output", file.max_output, 1 << 30)?,
                 max_output_files: file.max_output_files.unwrap_or(10_000),
                 max_output_size: bytes("max_output_size", file.max_output_size, 100 << 30)?,
+                max_work_size: bytes("max_work_size", file.max_work_size, 100 << 30)?,
+                max_work_files: file.max_work_files.unwrap_or(2_000_000),
+                max_processes: file.max_processes.unwrap_or(4096),
                 cache_size: file.cache_size.map(|text| size("cache_size", &text)).transpose()?,
             },
         })
@@ -419,7 +492,17 @@ mod tests {
         assert!(message(&["--memory", "lots"]).contains("lots"));
         assert!(message(&["--tag", "zone"]).contains("lacks its `=`"));
         assert!(message(&["--resource", "gpu=many"]).contains("gpu=many"));
-        assert!(message(&["--allow-mount", "data=/srv"]).contains("later version"));
+        assert!(message(&["--allow-mount", "data=srv"]).contains("no absolute path"));
+        assert!(message(&["--allow-mount", "data=/srv:rw"]).contains("an option other than"));
+        assert!(message(&["--allow-mount", "Data=/srv"]).contains("mount `Data`"));
+    }
+
+    #[test]
+    fn mounts_are_read_with_their_options() {
+        let config = parse(&["--allow-mount", "data=/srv/data:ro,home=/home/x:owner=1000.100"]).unwrap();
+        let mount = |path: &str, read_only, owner| AllowedMount { path: path.into(), read_only, owner };
+        assert_eq!(config.mounts["data"], mount("/srv/data", true, None));
+        assert_eq!(config.mounts["home"], mount("/home/x", false, Some((1000, 100))));
     }
 
     #[test]

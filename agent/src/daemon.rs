@@ -73,7 +73,7 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
     for layer in probe.layers.iter().filter(|layer| !layer.present) {
         warn!(layer = %layer.name, remedy = %layer.remedy, "a layer of the sandbox is missing");
     }
-    let sandbox = facts::sandbox(&probe, config.sandbox_allow);
+    let sandbox = facts::sandbox(&probe, &config);
 
     let timings = config.timings;
     let backoff = Backoff::new(timings.reconnect_min, timings.reconnect_max);
@@ -93,6 +93,7 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         let max = config.limits.cache_size.unwrap_or_else(|| MAX_CACHE.min(facts::disk(&blobs).total / 10));
         tokio::task::spawn_blocking(move || Cache::open(&blobs, max)).await??
     };
+    let capacity = machine.capacity(&config);
     let context = Context {
         config: config.clone(),
         node_name: identity.node.name.as_str().into(),
@@ -102,9 +103,10 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         rpc: rpc.clone(),
         work_root: Arc::new(work_root),
         strongest: probe.strongest,
+        memory_per_slot: capacity.memory_bytes / u64::from(capacity.slots.max(1)),
         root,
     };
-    let hub = Hub::new(context, machine.capacity(&config), metrics.clone());
+    let hub = Hub::new(context, capacity, metrics.clone());
     hub.recover().await?;
     let bound = match config.http_listen {
         Some(listen) => Some(

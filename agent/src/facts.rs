@@ -9,7 +9,7 @@ use std::path::Path;
 use mesh_proto::v1;
 
 use crate::attempts::Capacity;
-use crate::config::{Config, Level};
+use crate::config::{AllowNetwork, Config};
 use crate::jail;
 
 /// What was found out about the machine when the daemon started.
@@ -69,7 +69,7 @@ impl Machine {
 }
 
 /// The sandbox as the jail proved it and the operator allows it.
-pub fn sandbox(probe: &jail::Probe, allow: Level) -> v1::Sandbox {
+pub fn sandbox(probe: &jail::Probe, config: &Config) -> v1::Sandbox {
     let strongest = wire_level(probe.strongest);
     let layers = probe.layers.iter().map(|layer| v1::SandboxLayer {
         name: layer.name.clone(),
@@ -78,13 +78,23 @@ pub fn sandbox(probe: &jail::Probe, allow: Level) -> v1::Sandbox {
     });
     v1::Sandbox {
         strongest: strongest.into(),
-        weakest: allow.wire().into(),
+        weakest: config.sandbox_allow.wire().into(),
         limits: match probe.limits {
             jail::Limits::Cgroup => "cgroup",
             jail::Limits::Rlimit => "rlimit",
         }
         .to_owned(),
         layers: layers.collect(),
+        host_network: config.allow_network == AllowNetwork::Host,
+        mounts: config
+            .mounts
+            .iter()
+            .map(|(name, mount)| v1::Mount {
+                name: name.clone(),
+                to: String::new(),
+                read_only: mount.read_only,
+            })
+            .collect(),
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Context {
     /// Where work directories are.
     pub work_root: Arc<PathBuf>,
     pub strongest: jail::Level,
+    /// What a task may use that says nothing, in bytes.
+    pub memory_per_slot: u64,
     pub root: bool,
 }
 
@@ -145,7 +147,9 @@ impl Runner<'_> {
         }
         let fate = self.context.jail.follow(key, dir.clone(), false).await;
         self.context.records.write_exec(key).map_err(|error| Cut::infra(&error))?;
-        let request = command::request(self.context, &self.job, level, self.context.owner(self.job.slot));
+        let owner = self.context.owner(self.job.slot);
+        let request = command::request(self.context, &self.job, level, owner)
+            .map_err(|why| Cut::End(Box::new(end(Cause::Sandbox, why))))?;
         self.context.jail.launch(request).await.map_err(|error| Cut::infra(&error))?;
         self.follow(fate).await
     }
@@ -154,18 +158,25 @@ impl Runner<'_> {
     fn level(&self) -> Result<jail::Level, Cut> {
         let refuse = |why: String| Err(Cut::End(Box::new(end(Cause::Sandbox, why))));
         match self.job.assignment.sandbox() {
-            v1::SandboxLevel::Strict => refuse("the strict sandbox is not served by this version".to_owned()),
+            wanted @ (v1::SandboxLevel::Strict | v1::SandboxLevel::Basic)
+                if wire_level(self.context.strongest) < wanted =>
+            {
+                refuse(format!(
+                    "this node cannot confine tasks at level {}; `agent check` says why",
+                    if wanted == v1::SandboxLevel::Strict { "strict" } else { "basic" }
+                ))
+            }
+            v1::SandboxLevel::Basic if self.context.config.sandbox_allow == Level::Strict => refuse(
+                "this node runs tasks in the strict sandbox alone (--sandbox-allow basic would let it)"
+                    .to_owned(),
+            ),
             v1::SandboxLevel::None if self.context.config.sandbox_allow != Level::None => refuse(
                 "this node does not run tasks without a sandbox (--sandbox-allow none would let it)"
                     .to_owned(),
             ),
             v1::SandboxLevel::None => Ok(jail::Level::None),
-            v1::SandboxLevel::Basic | v1::SandboxLevel::Unspecified => {
-                if self.context.strongest < jail::Level::Basic {
-                    return refuse("this node cannot confine tasks; `agent check` says why".to_owned());
-                }
-                Ok(jail::Level::Basic)
-            }
+            v1::SandboxLevel::Basic => Ok(jail::Level::Basic),
+            v1::SandboxLevel::Strict | v1::SandboxLevel::Unspecified => Ok(jail::Level::Strict),
         }
     }
 
@@ -457,10 +468,9 @@ async fn cancelled(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
 /// The start as it is told.
 pub fn started(assignment: &Assignment, process: jail::Started) -> v1::Started {
     let level = match assignment.sandbox() {
-        v1::SandboxLevel::None => wire_level(jail::Level::None),
-        v1::SandboxLevel::Unspecified | v1::SandboxLevel::Basic | v1::SandboxLevel::Strict => {
-            wire_level(jail::Level::Basic)
-        }
+        v1::SandboxLevel::None => v1::SandboxLevel::None,
+        v1::SandboxLevel::Basic => v1::SandboxLevel::Basic,
+        v1::SandboxLevel::Unspecified | v1::SandboxLevel::Strict => v1::SandboxLevel::Strict,
     };
     v1::Started { at_ms: process.at_ms, sandbox: level.into() }
 }

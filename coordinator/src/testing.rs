@@ -116,7 +116,7 @@ pub(crate) fn node_facts(cores: u32) -> NodeFacts {
             strongest: SandboxLevel::Basic.into(),
             weakest: SandboxLevel::None.into(),
             limits: "cgroup".to_owned(),
-            layers: Vec::new(),
+            ..v1::Sandbox::default()
         }),
         ..NodeFacts::default()
     }
@@ -142,6 +142,8 @@ pub(crate) fn registration(record: &NodeRecord, boot: BootId, cores: u32) -> Reg
             arch: facts.arch.clone(),
             sandbox: (SandboxLevel::Basic, SandboxLevel::None),
             cgroup: true,
+            host_network: true,
+            mounts: BTreeMap::new(),
         },
         encoded_facts: Bytes::from(facts.encode_to_vec()),
         inventory: Vec::new(),

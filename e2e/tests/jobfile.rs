@@ -53,9 +53,8 @@ const MISTAKES: &[(&str, &str)] = &[
     ("name: a\ncommand: [x]\noutputs: [▸/etc/passwd]\n", "absolute"),
     ("name: a\ncommand: [x]\noutputs: [▸a/../../b]\n", ".."),
     // What comes later is refused with that reason, never ignored.
-    ("name: a\ncommand: [x]\nsandbox: ▸strict\n", "strict"),
     ("name: a\ncommand: [x]\non_disconnect: ▸kill\n", "kill"),
-    ("name: a\ncommand: [x]\n▸mounts: [{name: data, to: /data}]\n", "mounts"),
+    ("name: a\ncommand: [x]\nmounts: [{name: data, to: ▸/etc}]\n", "place"),
     ("name: a\ncommand: [x]\nresources: {▸gpu: 1}\n", "gpu"),
     ("name: a\ncommand: [x]\nresources: {▸disk: 1GiB}\n", "disk"),
 ];

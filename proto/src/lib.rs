@@ -12,6 +12,7 @@ pub mod duration;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod mounts;
 pub mod names;
 pub mod size;
 pub mod state;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use mesh_proto::digest::Digest;
 use mesh_proto::frame::{Decoder, Kind};
 use mesh_proto::v1::attempt_event::Event;
-use mesh_proto::v1::{Assignment, Cause, Ended, FileEntry, SandboxLevel};
+use mesh_proto::v1::{Assignment, Cause, Ended, FileEntry, Mount, SandboxLevel};
 
 use crate::fake::Fake;
 use crate::process::{Agent, key, processes, script, until};
@@ -48,6 +48,7 @@ async fn a_task_runs_with_its_inputs_and_its_outputs_come_back() {
          while ! [ -e go ]; do [ -e env.txt ] && sleep 0.6 && touch go; done; echo '100 made' > $MESH_PROGRESS",
     );
     task.item = "a b.jpg".into();
+    task.set_sandbox(SandboxLevel::Strict);
     task.env = HashMap::from([("MODE".to_owned(), "fast".to_owned())]);
     let content = "word\n".repeat(100_000);
     task.inputs = vec![
@@ -77,7 +78,7 @@ async fn a_task_runs_with_its_inputs_and_its_outputs_come_back() {
     assert_eq!(text(&spool, Kind::Stderr), "err\n");
     let events = fake.state().events.iter().map(|(_, event)| event.clone()).collect::<Vec<_>>();
     let Event::Started(started) = events[0] else { panic!("{events:?}") };
-    assert_eq!(started.sandbox(), SandboxLevel::Basic);
+    assert_eq!(started.sandbox(), SandboxLevel::Strict);
     let progress = |event: &Event| match event {
         Event::Progress(progress) => Some((progress.percent, progress.message.clone())),
         Event::Started(_) | Event::Ended(_) | Event::Withdrawn(_) => None,
@@ -153,12 +154,43 @@ async fn each_bad_end_is_called_by_its_name() {
     let ended = end_of(&fake, task).await;
     assert_eq!(said(&ended), (Cause::Exit, 127, 0));
 
-    let mut task = script(9, "true");
-    task.sandbox = SandboxLevel::Strict.into();
-    assert_eq!(end_of(&fake, task).await.cause(), Cause::Sandbox);
+    let mut task = script(9, "head -c 90000000 /dev/zero | tail -c 80000000 | wc -c; sleep 60");
+    task.command = ["/bin/sh", "-c", &std::mem::take(&mut task.script)].map(str::to_owned).into();
+    task.set_sandbox(SandboxLevel::Strict);
+    task.resources.as_mut().unwrap().memory_bytes = 32 << 20;
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(end_of(&fake, task).await.cause(), Cause::Oom);
+    }
+    let mut task = script(11, "true");
+    task.set_sandbox(SandboxLevel::Strict);
+    task.mounts = vec![Mount { name: "data".into(), to: "/data".into(), read_only: true }];
+    let ended = end_of(&fake, task).await;
+    assert_eq!(ended.cause(), Cause::Sandbox);
+    assert!(ended.message.contains("--allow-mount data="), "{}", ended.message);
     let mut task = script(10, "true");
     task.sandbox = SandboxLevel::None.into();
     assert_eq!(end_of(&fake, task).await.cause(), Cause::Sandbox, "the node did not allow it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strict_task_sees_the_mount_it_asked_for_and_no_more_of_the_host() {
+    let fake = Fake::start();
+    let data = tempfile::tempdir().unwrap();
+    std::fs::write(data.path().join("set"), "five hundred gigabytes").unwrap();
+    let allow = format!("data={}:ro", data.path().display());
+    let _agent = Agent::join(&fake, &["--allow-mount", &allow]).await;
+    let facts = fake.state().registrations[0].facts.clone().unwrap().sandbox.unwrap();
+    assert_eq!((facts.mounts[0].name.as_str(), facts.mounts[0].read_only), ("data", true));
+    let mut task = script(0, &format!("cat /data/set; ls -d {}", data.path().display()));
+    task.set_sandbox(SandboxLevel::Strict);
+    task.mounts = vec![Mount { name: "data".into(), to: "/data".into(), read_only: true }];
+    let ended = end_of(&fake, task).await;
+    assert_eq!(text(&ended.output, Kind::Stdout), "five hundred gigabytes");
+    assert_eq!((ended.cause(), ended.exit_code), (Cause::Exit, 2));
+    let mut task = script(1, "true");
+    task.set_sandbox(SandboxLevel::Strict);
+    task.mounts = vec![Mount { name: "data".into(), to: "/data".into(), read_only: false }];
+    assert!(end_of(&fake, task).await.message.contains("read-only"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use mesh_proto::ids::{AttemptKey, JobNumber, TaskKey};
-use mesh_proto::v1::{Assignment, Resources};
+use mesh_proto::v1::{Assignment, Resources, SandboxLevel};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -169,6 +169,8 @@ pub fn script(index: u32, text: &str) -> Assignment {
         script: text.to_owned(),
         resources: Some(Resources { cpu_millis: 1000, ..Resources::default() }),
         grace_ms: 500,
+        // Most tests talk to their tasks through files of the host.
+        sandbox: SandboxLevel::Basic.into(),
         ..Assignment::default()
     }
 }

@@ -22,9 +22,6 @@ pub enum ConfigError {
     #[error("{key} = {value} is out of range: {expected}")]
     Range { key: &'static str, value: String, expected: String },
 
-    #[error("default_sandbox = strict: no such sandbox exists yet; use `basic` or `none`")]
-    StrictSandbox,
-
     #[error("neither HOME nor XDG_DATA_HOME is set: name the data directory with --data-dir")]
     NoHome,
 

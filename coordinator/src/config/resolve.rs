@@ -105,9 +105,6 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        if self.default_sandbox == SandboxLevel::Strict {
-            return Err(ConfigError::StrictSandbox);
-        }
         self.timings.check()?;
         self.limits.check()?;
         self.placement.check()

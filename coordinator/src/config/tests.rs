@@ -113,7 +113,6 @@ fn values_that_cannot_work_are_refused_by_key() {
         ("[placement]\nfeed_below = \"2h\"", &["placement.feed_below = 2h", "0s to 1h"]),
         ("[limits]\nmax_connections = 0", &["limits.max_connections = 0", "1 to 1000000"]),
         ("[limits]\nhandshake_timeout = \"2m\"", &["limits.handshake_timeout = 2m", "100ms to 1m"]),
-        ("default_sandbox = \"strict\"", &["no such sandbox exists yet"]),
     ] {
         let error = refused(text);
         for word in words {

@@ -171,6 +171,9 @@ pub struct Facts {
     /// The strongest level that was proved, and the weakest that the node accepts.
     pub sandbox: (SandboxLevel, SandboxLevel),
     pub cgroup: bool,
+    pub host_network: bool,
+    /// Mounts that the operator allows; true: to be written to.
+    pub mounts: std::collections::BTreeMap<String, bool>,
 }
 
 /// What an agent says of an attempt that it holds.

@@ -52,6 +52,10 @@ pub struct Requirements {
     /// Limits must be held by a cgroup.
     pub cgroup: bool,
     pub sandbox: SandboxLevel,
+    /// The node's network is asked for.
+    pub host_network: bool,
+    /// Mounts by name; true: to be written to.
+    pub mounts: BTreeMap<String, bool>,
 }
 
 /// Every state of a task, in the order of [`Counts`] and of the database's enum.

@@ -140,5 +140,6 @@ pub fn assignment(
         outputs: spec.outputs.iter().map(fill).collect::<Result<_, _>>()?,
         traceparent: plan.job.traceparent.clone(),
         on_disconnect: spec.on_disconnect,
+        mounts: spec.mounts.clone(),
     })
 }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use mesh_proto::{
     digest::Digest,
+    mounts::{MAX_MOUNTS, check_place},
     names::{check_name, check_path},
     template::{Element, replace},
     v1::{FileEntry, Item, JobSpec, OnDisconnect, SandboxLevel, TaskSpec, array_spec},
@@ -153,9 +154,7 @@ fn check_task(job: &JobSpec, task: &TaskSpec, limits: &Limits) -> Result<(), Spe
     check_files(task, limits)?;
     check_outputs(task, limits)?;
     check_where(task)?;
-    if task.sandbox() == SandboxLevel::Strict {
-        return bad("sandbox", "strict comes with a later version; basic and none are available");
-    }
+    check_mounts(task)?;
     if task.on_disconnect() == OnDisconnect::Kill {
         return bad("on_disconnect", "kill comes with a later version; only keep is available");
     }
@@ -256,6 +255,28 @@ fn check_where(task: &TaskSpec) -> Result<(), SpecError> {
     }
     if !matches!(wanted.limits.as_str(), "" | "cgroup") {
         return Err(SpecError::of(&task.name, "where.limits", "knows only `cgroup`"));
+    }
+    Ok(())
+}
+
+/// Mounts stand in places of their own, in a file tree of the task's own.
+fn check_mounts(task: &TaskSpec) -> Result<(), SpecError> {
+    let bad = |what: String| Err(SpecError::of(&task.name, "mounts", what));
+    if task.mounts.is_empty() {
+        return Ok(());
+    }
+    if !matches!(task.sandbox(), SandboxLevel::Unspecified | SandboxLevel::Strict) {
+        return bad("need sandbox: strict, the only level with a file tree of its own".to_owned());
+    }
+    if task.mounts.len() > MAX_MOUNTS {
+        return bad(format!("are {}, at most {MAX_MOUNTS} are allowed", task.mounts.len()));
+    }
+    for (number, mount) in task.mounts.iter().enumerate() {
+        check_name(&mount.name)
+            .map_err(|error| SpecError::of(&task.name, "mounts", format!("name {:?} {error}", mount.name)))?;
+        let others = task.mounts[..number].iter().map(|mount| mount.to.as_str());
+        check_place(&mount.to, others)
+            .map_err(|error| SpecError::of(&task.name, "mounts", format!("to {:?} {error}", mount.to)))?;
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! From the wire's task specs to the engine's definitions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use mesh_proto::v1::{self, Cause, SandboxLevel, TaskSpec, array_spec};
+use mesh_proto::v1::{self, Cause, Network, SandboxLevel, TaskSpec, array_spec};
 use prost::Message as _;
 
 use super::{SpecError, needs::positions};
@@ -75,7 +75,17 @@ fn requirements(task: &TaskSpec) -> Requirements {
         node: some(wanted.node),
         cgroup: wanted.limits == "cgroup",
         sandbox: SandboxLevel::try_from(task.sandbox).unwrap_or_default(),
+        host_network: task.network() == Network::Host,
+        mounts: mounts(task),
     }
+}
+
+fn mounts(task: &TaskSpec) -> BTreeMap<String, bool> {
+    let mut mounts = BTreeMap::new();
+    for mount in &task.mounts {
+        *mounts.entry(mount.name.clone()).or_default() |= !mount.read_only;
+    }
+    mounts
 }
 
 fn retry(retry: Option<&v1::Retry>) -> Retry {

@@ -81,8 +81,8 @@ pub struct Args {
     /// Only where a cgroup holds the limits
     #[arg(long, value_name = "KIND", value_parser = ["cgroup"])]
     limits: Option<String>,
-    /// basic or none [default: the coordinator's]
-    #[arg(long, value_name = "LEVEL", value_parser = ["basic", "none"])]
+    /// strict, basic or none [default: the coordinator's]
+    #[arg(long, value_name = "LEVEL", value_parser = ["strict", "basic", "none"])]
     sandbox: Option<String>,
     /// none or host
     #[arg(long, value_name = "KIND", default_value = "none", value_parser = ["none", "host"])]

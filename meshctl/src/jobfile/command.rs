@@ -71,6 +71,7 @@ pub fn prepare(job: CommandJob) -> Result<Prepared, JobFileError> {
         retry,
         sandbox: job.sandbox.unwrap_or(v1::SandboxLevel::Unspecified),
         network: if job.host_network { v1::Network::Host } else { v1::Network::None },
+        mounts: Vec::new(),
     };
     let model = Job {
         name: None,

@@ -3,19 +3,10 @@
 use super::{
     fields::Fields,
     problem::{Pos, Problem},
-    tree::Value,
 };
 
 /// Refuses what a task asks of features that are not there yet.
 pub fn refuse(task: &Fields) -> Result<(), Problem> {
-    if task.has("mounts") {
-        return Err(not_yet(task.key_at("mounts"), "`mounts`"));
-    }
-    if let Some(node) = task.get("sandbox")
-        && matches!(&node.value, Value::Text(text) if text == "strict")
-    {
-        return Err(not_yet(node.at, "`sandbox: strict`"));
-    }
     if let Some(node) = task.get("on_disconnect") {
         match super::fields::one_of(node, "`on_disconnect`", &["keep", "kill"])? {
             "keep" => {}

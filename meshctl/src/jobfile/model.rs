@@ -32,6 +32,7 @@ pub struct Task {
     pub retry: v1::Retry,
     pub sandbox: v1::SandboxLevel,
     pub network: v1::Network,
+    pub mounts: Vec<v1::Mount>,
 }
 
 #[derive(Debug)]

@@ -140,6 +140,7 @@ fn task(fields: &Fields, name: Option<Spot<String>>) -> Result<Task, Problem> {
         retry: settings::retry(fields.get("retry"))?,
         sandbox: settings::sandbox(fields.get("sandbox"))?,
         network: settings::network(fields.get("network"))?,
+        mounts: settings::mounts(fields.get("mounts"), fields.get("sandbox"))?,
     })
 }
 

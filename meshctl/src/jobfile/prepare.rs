@@ -292,6 +292,7 @@ fn task_spec(prepared: PreparedTask, files: &HashedFiles, lists: &mut Vec<(Diges
         sandbox: task.sandbox.into(),
         network: task.network.into(),
         on_disconnect: v1::OnDisconnect::Keep.into(),
+        mounts: task.mounts,
     }
 }
 

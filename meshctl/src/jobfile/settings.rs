@@ -1,6 +1,10 @@
-//! `where`, `retry`, `sandbox`, `network`.
+//! `where`, `retry`, `sandbox`, `network`, `mounts`.
 
-use mesh_proto::{state::Named as _, v1};
+use mesh_proto::{
+    mounts::{MAX_MOUNTS, PlaceError, check_place},
+    state::Named as _,
+    v1,
+};
 
 use super::{
     fields::{self, Fields},
@@ -132,4 +136,47 @@ pub fn network(node: Option<&Node>) -> Result<v1::Network, Problem> {
         "host" => v1::Network::Host,
         _ => v1::Network::None,
     })
+}
+
+/// `[{name, to, read_only}]`, in a file tree of the task's own.
+pub fn mounts(node: Option<&Node>, sandbox: Option<&Node>) -> Result<Vec<v1::Mount>, Problem> {
+    let Some(list) = node else { return Ok(Vec::new()) };
+    let nodes = fields::list(list, "`mounts`")?;
+    if let Some(sandbox) = sandbox
+        && !matches!(self::sandbox(Some(sandbox))?, v1::SandboxLevel::Strict)
+    {
+        return Err(Problem::at(
+            list.at,
+            "`mounts` needs a file tree of the task's own, which this level of `sandbox` has not",
+            "`sandbox: strict`, or none of the two",
+        ));
+    }
+    if nodes.len() > MAX_MOUNTS {
+        return Err(Problem::at(
+            list.at,
+            format!("`mounts` has {} entries", nodes.len()),
+            format!("at most {MAX_MOUNTS}"),
+        ));
+    }
+    let mut mounts: Vec<v1::Mount> = Vec::new();
+    for node in nodes {
+        let fields = Fields::open(node, "a mount", &["name", "to", "read_only"])?;
+        let (Some(name), Some(to)) = (fields.get("name"), fields.get("to")) else {
+            return Err(Problem::at(node.at, "this mount lacks its name or its place", "`name` and `to`"));
+        };
+        let name = fields::name(name, "the mount's name")?.value;
+        let to = fields::text(to, "`to`")?;
+        check_place(&to.value, mounts.iter().map(|mount| mount.to.as_str())).map_err(|error| {
+            let what = format!("the mount's place {} {error}", quote(&to.value));
+            let expected = match error {
+                PlaceError::Path => "an absolute path, such as /data",
+                PlaceError::Taken | PlaceError::Nested => "a place of its own, such as /data",
+            };
+            Problem::at(to.at, what, expected)
+        })?;
+        let read_only =
+            fields.get("read_only").map_or(Ok(false), |node| fields::truth(node, "`read_only`"))?;
+        mounts.push(v1::Mount { name, to: to.value, read_only });
+    }
+    Ok(mounts)
 }

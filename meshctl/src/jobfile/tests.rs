@@ -166,11 +166,15 @@ fn with(line: &str) -> String {
 #[case::retry_lost(&with("retry: {on: [lost]}"), "2:14: `lost` in `on`: losses of the infrastructure are always tried again; expected `max_lost` to bound them")]
 #[case::backoff(&with("retry: {backoff: 2m, max_backoff: 1m}"), "2:35: `max_backoff` is shorter than `backoff`; expected at least as much")]
 #[case::limits(&with("where: {limits: rlimit}"), "2:17: `limits` is \"rlimit\"; expected `cgroup`")]
+// Mounts.
+#[case::mount_place(&with("mounts: [{name: data, to: data}]"), "2:27: the mount's place \"data\" is no absolute path without `.` and `..`; expected an absolute path, such as /data")]
+#[case::mount_taken(&with("mounts: [{name: data, to: /usr/data}]"), "2:27: the mount's place \"/usr/data\" lies in a directory that every task has; /data or /mnt/data would do; expected a place of its own, such as /data")]
+#[case::mount_twice(&with("mounts: [{name: a, to: /data}, {name: b, to: /data/b}]"), "2:46: the mount's place \"/data/b\" lies in another mount, or another one in it; expected a place of its own, such as /data")]
+#[case::mount_bare(&with("mounts: [{name: data}]"), "2:10: this mount lacks its name or its place; expected `name` and `to`")]
+#[case::mount_level(&with("mounts: [{name: data, to: /data}]\nsandbox: basic"), "2:9: `mounts` needs a file tree of the task's own, which this level of `sandbox` has not; expected `sandbox: strict`, or none of the two")]
 // What comes later.
 #[case::gpu(&with("resources: {gpu: 1}"), "2:13: `gpu` comes in a later version; this one cannot honour it; expected a job file without it")]
 #[case::disk(&with("resources: {disk: 1GB}"), "2:13: `disk` comes in a later version; this one cannot honour it; expected a job file without it")]
-#[case::mounts(&with("mounts: [{name: data, to: /data}]"), "2:1: `mounts` comes in a later version; this one cannot honour it; expected a job file without it")]
-#[case::strict(&with("sandbox: strict"), "2:10: `sandbox: strict` comes in a later version; this one cannot honour it; expected a job file without it")]
 #[case::kill(&with("on_disconnect: kill"), "2:16: `on_disconnect: kill` comes in a later version; this one cannot honour it; expected a job file without it")]
 // Arrays.
 #[case::array_kinds(&with("array: {range: 1-2, items: [a]}"), "2:8: `array` has 2 of its keys; expected exactly one of `range`, `items`, `lines` or `files`")]
@@ -317,6 +321,8 @@ tasks:
     script: |
       montage inputs/resize/*/out/* sheet.png
     outputs: [sheet.png]
+    sandbox: strict
+    mounts: [{name: data, to: /data, read_only: true}, {name: scratch, to: /mnt/scratch}]
   - name: pair
     needs: [{task: resize, same_index: true}, sheet]
     array: {range: "0-2:2"}

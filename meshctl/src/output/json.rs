@@ -140,6 +140,8 @@ pub fn node(node: &v1::NodeInfo) -> Value {
             "level": level(sandbox.strongest()),
             "weakest": level(sandbox.weakest()),
             "limits": text_or_null(&sandbox.limits),
+            "host_network": sandbox.host_network,
+            "mounts": sandbox.mounts.iter().map(|mount| json!({"name": mount.name, "read_only": mount.read_only})).collect::<Vec<_>>(),
             "layers": sandbox.layers.iter().map(layer).collect::<Vec<_>>(),
         },
         "version": text_or_null(&facts.version),

@@ -29,6 +29,7 @@ fn fake() -> Fake {
                     remedy: "run it under systemd".into(),
                 },
             ],
+            ..v1::Sandbox::default()
         }),
         ..v1::NodeFacts::default()
     };

@@ -7,9 +7,11 @@
 //! system calls, then the command.
 
 use super::{
-    Access, Component, Facts, Level, Limit, Limits, Path, PathBuf, Places, Plan, Refusal, Room, Rule,
-    StartRequest, Step, Wall, argv, c_path, c_string, environment, identity, limits, programs, same, sys,
+    Access, Facts, Level, Limit, Limits, Path, PathBuf, Places, Plan, Refusal, Room, Rule, StartRequest,
+    Step, Wall, argv, c_path, c_string, environment, identity, limits, programs, same, sys,
 };
+use mesh_proto::mounts::{PlaceError, check_place};
+
 use crate::jail::protocol::{Bounds, Mount, Network, WORK};
 
 /// What the machine's system directories look like, as found by looking.
@@ -44,12 +46,6 @@ const SCRATCH_SHARE: u64 = 2;
 const SCRATCH: u64 = 1 << 30;
 /// Bytes for each file that /tmp may hold.
 const PER_FILE: u64 = 8192;
-/// Directories that no mount may stand in, at or above.
-const TAKEN: [&str; 17] = [
-    "/bin", "/dev", "/etc", "/gnu", "/lib", "/lib32", "/lib64", "/libx32", "/nix", "/opt", "/proc", "/run",
-    "/sbin", "/sys", "/tmp", "/usr", "/var",
-];
-
 impl Ground {
     /// What `request` needs under it.
     pub fn of(request: &StartRequest, facts: &Facts) -> Option<Self> {
@@ -272,17 +268,9 @@ fn into_tree(
 fn mount_points(mounts: &[Mount]) -> Result<Vec<PathBuf>, Refusal> {
     let mut made: Vec<PathBuf> = Vec::new();
     for (number, mount) in mounts.iter().enumerate() {
-        let wrong = || Refusal::Place(mount.to.clone());
-        let whole = mount.to.is_absolute()
-            && mount.to.components().skip(1).all(|part| matches!(part, Component::Normal(_)))
-            && mount.to.components().nth(1).is_some();
-        let taken = TAKEN.iter().chain(&[WORK]).any(|dir| mount.to.starts_with(dir));
-        let nested = mounts[..number]
-            .iter()
-            .any(|other| mount.to.starts_with(&other.to) || other.to.starts_with(&mount.to));
-        if !whole || taken || nested {
-            return Err(wrong());
-        }
+        let wrong = |_| Refusal::Place(mount.to.clone());
+        let to = mount.to.to_str().ok_or(PlaceError::Path).map_err(wrong)?;
+        check_place(to, mounts[..number].iter().filter_map(|other| other.to.to_str())).map_err(wrong)?;
         let above: Vec<&Path> = mount.to.ancestors().filter(|dir| *dir != Path::new("/")).collect();
         for dir in above.into_iter().rev() {
             if !made.iter().any(|made| made == dir) {

@@ -222,6 +222,18 @@ fn sentence(reason: &'static str, wanted: &Requirements, nodes: &[(&Node, Unfit)
             format!("{} not run tasks at sandbox level {level}", number(count, "node does", "nodes do"))
         }
         "limits" => format!("{lack} limits held by a cgroup"),
+        "network" => {
+            format!("{} not lend tasks their network", number(count, "node does", "nodes do"))
+        }
+        "mount" => {
+            let missing = nodes.iter().find_map(|(_, unfit)| match unfit {
+                Unfit::Mount(name) => Some(name.clone()),
+                _ => None,
+            });
+            let missing = missing.unwrap_or_default();
+            let to = if wanted.mounts.get(&missing) == Some(&true) { "write" } else { "read" };
+            format!("{} not allow the mount {missing} to {to}", number(count, "node does", "nodes do"))
+        }
         _ => format!(
             "{} not registered since the coordinator started",
             number(count, "node has", "nodes have")

@@ -18,6 +18,10 @@ pub enum Unfit {
     /// The level is not available there, or is weaker than it accepts.
     Sandbox,
     Limits,
+    /// Its operator does not let tasks use its network.
+    Network,
+    /// Its operator does not allow a mount of this name, or not to write.
+    Mount(String),
     /// It could not hold the task even when idle.
     TooSmall,
 }
@@ -35,6 +39,8 @@ impl Unfit {
             Self::Capability(_) => "capability",
             Self::Sandbox => "sandbox",
             Self::Limits => "limits",
+            Self::Network => "network",
+            Self::Mount(_) => "mount",
             Self::TooSmall => "size",
         }
     }
@@ -67,6 +73,14 @@ pub fn admits(wanted: &Requirements, node: &Node) -> Result<(), Unfit> {
     }
     if wanted.cgroup && !facts.cgroup {
         return Err(Unfit::Limits);
+    }
+    if wanted.host_network && !facts.host_network {
+        return Err(Unfit::Network);
+    }
+    for (name, written) in &wanted.mounts {
+        if facts.mounts.get(name).is_none_or(|writable| *written && !writable) {
+            return Err(Unfit::Mount(name.clone()));
+        }
     }
     let share = node.share(&wanted.resources);
     let holds = share.cpu_millis <= facts.total.cpu_millis

@@ -377,6 +377,8 @@ pub fn facts(cores: u64) -> Facts {
         arch: "x86_64".to_owned(),
         sandbox: (SandboxLevel::Basic, SandboxLevel::None),
         cgroup: true,
+        host_network: true,
+        mounts: BTreeMap::new(),
     }
 }
 
@@ -428,6 +430,8 @@ pub fn requirements() -> Requirements {
         node: None,
         cgroup: false,
         sandbox: SandboxLevel::Basic,
+        host_network: false,
+        mounts: BTreeMap::new(),
     }
 }
 

@@ -15,6 +15,10 @@ fn wanting(requirements: Requirements) -> NewDefinition {
     NewDefinition { requirements, ..task("a") }
 }
 
+fn mount(name: &str, written: bool) -> BTreeMap<String, bool> {
+    BTreeMap::from([(name.to_owned(), written)])
+}
+
 fn sized(cpu_millis: u64, memory: u64) -> Requirements {
     Requirements { resources: Resources { cpu_millis, memory, named: BTreeMap::new() }, ..requirements() }
 }
@@ -166,10 +170,29 @@ fn where_chooses_the_node() {
             Requirements { sandbox: SandboxLevel::Strict, ..requirements() },
             Facts { sandbox: (SandboxLevel::Strict, SandboxLevel::None), ..plain.clone() },
         ),
+        ("network", Requirements { host_network: true, ..requirements() }, plain.clone()),
+        (
+            "mount",
+            Requirements { mounts: mount("data", true), ..requirements() },
+            Facts { mounts: mount("data", true), ..plain.clone() },
+        ),
+        (
+            "mount to read",
+            Requirements { mounts: mount("other", false), ..requirements() },
+            Facts { mounts: mount("other", true), ..plain.clone() },
+        ),
     ];
     for (name, wanted, fit) in cases {
         let mut mesh = Mesh::new();
-        let unfit = Facts { os: "plan9".to_owned(), cgroup: false, tags: one("zone", "b"), ..facts(1) };
+        let unfit = Facts {
+            os: "plan9".to_owned(),
+            cgroup: false,
+            host_network: false,
+            // To read, where writing is asked for.
+            mounts: mount("data", false),
+            tags: one("zone", "b"),
+            ..facts(1)
+        };
         mesh.join(0, unfit);
         let number = mesh.submit(job(vec![wanting(wanted)]));
         assert!(mesh.dispatched().is_empty(), "{name}: the wrong node");

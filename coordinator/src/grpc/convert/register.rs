@@ -70,6 +70,10 @@ fn node_facts(facts: &NodeFacts) -> Result<Facts, Status> {
         return Err(Code::Invalid.status("the facts have slots without processors, or these without those"));
     }
     let sandbox = facts.sandbox.clone().unwrap_or_default();
+    for mount in &sandbox.mounts {
+        check_name(&mount.name)
+            .map_err(|error| Code::Invalid.status(format!("the mount {:?} {error}", mount.name)))?;
+    }
     Ok(Facts {
         total: Resources {
             cpu_millis: u64::from(facts.cpu_millis),
@@ -83,6 +87,8 @@ fn node_facts(facts: &NodeFacts) -> Result<Facts, Status> {
         arch: facts.arch.clone(),
         sandbox: (sandbox.strongest(), sandbox.weakest()),
         cgroup: sandbox.limits == "cgroup",
+        host_network: sandbox.host_network,
+        mounts: sandbox.mounts.into_iter().map(|mount| (mount.name, !mount.read_only)).collect(),
     })
 }
 
