@@ -15,6 +15,8 @@ use mesh_proto::size::parse_size;
 use mesh_proto::v1;
 use serde::Deserialize;
 
+use crate::jail;
+
 use crate::attempts::MAX_RUNNING;
 
 /// A setting that cannot be used.
@@ -86,6 +88,14 @@ impl Level {
             Self::None => v1::SandboxLevel::None,
             Self::Basic => v1::SandboxLevel::Basic,
             Self::Strict => v1::SandboxLevel::Strict,
+        }
+    }
+
+    pub fn of_jail(self) -> jail::Level {
+        match self {
+            Self::None => jail::Level::None,
+            Self::Basic => jail::Level::Basic,
+            Self::Strict => jail::Level::Strict,
         }
     }
 }
@@ -161,7 +171,7 @@ pub struct Flags {
     /// Units of something that tasks use up while they run, such as licence=2; repeatable
     #[arg(long, value_name = "NAME=N", env = "MESH_AGENT_RESOURCE", value_delimiter = ',')]
     pub resource: Vec<String>,
-    /// The weakest sandbox that this node accepts [default: basic]
+    /// The weakest sandbox that this node accepts [default: strict]
     #[arg(long, value_name = "LEVEL", env = "MESH_AGENT_SANDBOX_ALLOW")]
     pub sandbox_allow: Option<Level>,
     /// A directory that jobs may mount by name, such as data=/srv/data:ro; repeatable. With
@@ -370,7 +380,7 @@ impl Config {
             tags,
             capabilities,
             resources,
-            sandbox_allow: flags.sandbox_allow.or(file.sandbox_allow).unwrap_or(Level::Basic),
+            sandbox_allow: flags.sandbox_allow.or(file.sandbox_allow).unwrap_or(Level::Strict),
             mounts,
             allow_network: flags.allow_network.or(file.allow_network).unwrap_or(AllowNetwork::Host),
             http_listen: flags.http_listen.or(file.http_listen),

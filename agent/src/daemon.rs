@@ -74,6 +74,13 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         warn!(layer = %layer.name, remedy = %layer.remedy, "a layer of the sandbox is missing");
     }
     let sandbox = facts::sandbox(&probe, &config);
+    if probe.strongest < config.sandbox_allow.of_jail() {
+        warn!(
+            strongest = ?probe.strongest,
+            accepted = ?config.sandbox_allow,
+            "this node cannot confine tasks as strictly as it is told to and takes none: see `agent check`"
+        );
+    }
 
     let timings = config.timings;
     let backoff = Backoff::new(timings.reconnect_min, timings.reconnect_max);
@@ -273,7 +280,7 @@ async fn enrolled(dir: &IdentityDir, token: Option<String>, name: &str) -> anyho
 
 /// `agent check`: tries each layer of the sandbox here and prints what was found.
 pub async fn check(flags: &Flags) -> anyhow::Result<bool> {
-    Config::load(flags)?;
+    let config = Config::load(flags)?;
     // In a directory of its own: a running daemon's jail is left alone.
     let dir = tempfile::tempdir().context("cannot make a directory to try the sandbox in")?;
     let path: PathBuf = dir.path().join("jail");
@@ -290,7 +297,20 @@ pub async fn check(flags: &Flags) -> anyhow::Result<bool> {
         }
     }
     writeln!(stdout, "strongest level: {}", format!("{:?}", probe.strongest).to_lowercase())?;
-    Ok(probe.strongest >= jail::Level::Basic)
+    let limits = match probe.limits {
+        jail::Limits::Cgroup => "cgroup (a task as a whole)",
+        jail::Limits::Rlimit => "rlimit (each process of a task)",
+    };
+    writeln!(stdout, "limits: {limits}")?;
+    let enough = probe.strongest >= config.sandbox_allow.of_jail();
+    if !enough {
+        writeln!(
+            stdout,
+            "this node would take no task: it accepts level {} at the weakest (--sandbox-allow)",
+            format!("{:?}", config.sandbox_allow).to_lowercase()
+        )?;
+    }
+    Ok(enough)
 }
 
 /// Modes are as this program sets them, and descriptors as many as the machine allows.

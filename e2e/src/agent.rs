@@ -163,7 +163,7 @@ fn command(name: &str, options: &AgentOptions, data: &Path) -> Command {
         command.arg("--tag").arg(format!("{key}={value}"));
     }
     command.args(&options.flags);
-    command.env_remove("MESH_JOIN_TOKEN");
+    command.env_remove("MESH_JOIN_TOKEN").env("MESH_AGENT_SANDBOX_ALLOW", "basic");
     command
 }
 

@@ -45,6 +45,8 @@ impl Agent {
             command.env_remove(name);
         }
         command.env("MESH_LOG", "agent=debug,info");
+        // See `script`.
+        command.env("MESH_AGENT_SANDBOX_ALLOW", "basic");
         command
     }
 

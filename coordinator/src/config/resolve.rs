@@ -81,7 +81,7 @@ impl Config {
             // DATABASE_URL= in the environment names none.
             database_url: flags.database_url.or(file.database_url).filter(|url| !url.is_empty()),
             pg_bin_dir: flags.pg_bin_dir.or(file.pg_bin_dir),
-            default_sandbox: flags.default_sandbox.or(file.default_sandbox).unwrap_or(SandboxLevel::Basic),
+            default_sandbox: flags.default_sandbox.or(file.default_sandbox).unwrap_or(SandboxLevel::Strict),
             timings: file.timings,
             limits: file.limits,
             placement: file.placement,

@@ -35,7 +35,7 @@ fn with_nothing_configured_the_documented_defaults_hold() {
     assert_eq!(config.join_listen.to_string(), "0.0.0.0:7444");
     assert_eq!(config.http_listen.to_string(), "127.0.0.1:7480");
     assert!(!config.advertise.is_empty());
-    assert_eq!(config.default_sandbox, SandboxLevel::Basic);
+    assert_eq!(config.default_sandbox, SandboxLevel::Strict);
     let timings = &config.timings;
     assert_eq!(timings.heartbeat, Duration::from_secs(5));
     assert_eq!(timings.suspect_after, Duration::from_secs(15));

@@ -42,6 +42,10 @@ fn file(path: &str) -> FileEntry {
     FileEntry { path: path.to_owned(), digest: Digest::of(b"x").to_vec().into(), ..FileEntry::default() }
 }
 
+fn mount(name: &str, to: &str) -> v1::Mount {
+    v1::Mount { name: name.to_owned(), to: to.to_owned(), read_only: false }
+}
+
 fn wanting(wanted: v1::Where) -> JobSpec {
     changed(|task| task.r#where = Some(wanted))
 }
@@ -128,8 +132,22 @@ fn a_bad_task_is_refused_with_its_place() {
         ),
         (|t| t.outputs.push("a//b".into()), r#"outputs path "a//b" contains the part """#),
         (
-            |t| t.set_sandbox(SandboxLevel::Strict),
-            "sandbox strict comes with a later version; basic and none are available",
+            |t| t.mounts.push(mount("data", "/data")),
+            "mounts need sandbox: strict, the only level with a file tree of its own",
+        ),
+        (
+            |t| {
+                t.set_sandbox(SandboxLevel::Strict);
+                t.mounts.push(mount("data", "/etc"));
+            },
+            r#"mounts to "/etc" lies in a directory that every task has; /data or /mnt/data would do"#,
+        ),
+        (
+            |t| {
+                t.set_sandbox(SandboxLevel::Strict);
+                t.mounts = vec![mount("a", "/data"), mount("b", "/data/b")];
+            },
+            r#"mounts to "/data/b" lies in another mount, or another one in it"#,
         ),
         (
             |t| t.set_on_disconnect(OnDisconnect::Kill),
