@@ -73,10 +73,23 @@ pub enum Effect {
 #[derive(Debug)]
 enum State {
     Waiting,
-    Active { started: Option<v1::Started>, stop: Option<Stop> },
-    Ended { ended: Box<v1::Ended>, acked: bool },
-    Withdrawn,
+    Active {
+        started: Option<v1::Started>,
+        stop: Option<Stop>,
+    },
+    Ended {
+        ended: Box<v1::Ended>,
+        acked: bool,
+    },
+    /// Given back. When that was not acknowledged before a session began, the coordinator may
+    /// give it again in this one, after it has acknowledged: it is remembered until the next.
+    Withdrawn {
+        retold: bool,
+        acked: bool,
+    },
 }
+
+const GIVEN_BACK: State = State::Withdrawn { retold: false, acked: false };
 
 /// What of an attempt waits to be sent in this session.
 #[derive(Debug, Default)]
@@ -188,7 +201,7 @@ impl Table {
         }
         let full = self.stopping || self.attempts.len() >= MAX_HELD;
         let need = self.need(&assignment);
-        let attempt = Attempt::new(assignment, if full { State::Withdrawn } else { State::Waiting });
+        let attempt = Attempt::new(assignment, if full { GIVEN_BACK } else { State::Waiting });
         self.attempts.insert(key, attempt);
         if full {
             self.tell(key, |unsent| unsent.withdrawn = true);
@@ -229,17 +242,17 @@ impl Table {
     fn withdraw(&mut self, key: AttemptKey) {
         match self.attempts.get_mut(&key).map(|attempt| &mut attempt.state) {
             None => {
-                self.attempts.insert(key, Attempt::new(nothing(key), State::Withdrawn));
+                self.attempts.insert(key, Attempt::new(nothing(key), GIVEN_BACK));
                 self.tell(key, |unsent| unsent.withdrawn = true);
             }
             Some(state @ State::Waiting) => {
-                *state = State::Withdrawn;
+                *state = GIVEN_BACK;
                 self.admission.unqueue(key);
                 self.tell(key, |unsent| unsent.withdrawn = true);
             }
             Some(State::Active { started: Some(_), .. }) => self.tell(key, |unsent| unsent.started = true),
             // Its start or its end is on its way.
-            Some(State::Active { .. } | State::Ended { .. } | State::Withdrawn) => {}
+            Some(State::Active { .. } | State::Ended { .. } | State::Withdrawn { .. }) => {}
         }
     }
 
@@ -249,7 +262,7 @@ impl Table {
                 self.attempts.insert(key, Attempt::new(nothing(key), State::Waiting));
                 self.end_unstarted(key, v1::Cause::Cancelled, "cancelled before it started");
             }
-            Some(State::Waiting | State::Withdrawn) => {
+            Some(State::Waiting | State::Withdrawn { .. }) => {
                 self.admission.unqueue(key);
                 self.end_unstarted(key, v1::Cause::Cancelled, "cancelled before it started");
             }
@@ -291,7 +304,8 @@ impl Table {
                 *acked |= ended;
                 attempt.started_acked = true;
             }
-            State::Withdrawn => {
+            State::Withdrawn { retold: true, acked } => *acked = true,
+            State::Withdrawn { retold: false, .. } => {
                 self.attempts.remove(&key);
             }
         }
@@ -302,7 +316,7 @@ impl Table {
         match self.attempts.get(&key).map(|attempt| &attempt.state) {
             None => {}
             Some(State::Active { .. }) => self.stop(key, Stop::Discard, effects),
-            Some(State::Waiting | State::Ended { .. } | State::Withdrawn) => {
+            Some(State::Waiting | State::Ended { .. } | State::Withdrawn { .. }) => {
                 self.admission.unqueue(key);
                 self.remove(key, effects);
             }
@@ -328,7 +342,7 @@ impl Table {
                     self.end_unstarted(key, v1::Cause::Infra, "the agent was stopped before it started");
                 }
                 Some(State::Active { .. }) => self.stop(key, Stop::Shutdown, effects),
-                Some(State::Ended { .. } | State::Withdrawn) | None => {}
+                Some(State::Ended { .. } | State::Withdrawn { .. }) | None => {}
             }
         }
     }
@@ -355,23 +369,27 @@ impl Table {
                 attempt.state = State::Ended { ended, acked: false };
                 self.tell(key, |unsent| unsent.ended = true);
             }
-            State::Waiting | State::Ended { .. } | State::Withdrawn => {}
+            State::Waiting | State::Ended { .. } | State::Withdrawn { .. } => {}
         }
     }
 
     fn session_opened(&mut self) {
         self.outbox.clear();
+        self.attempts.retain(|_, attempt| !matches!(attempt.state, State::Withdrawn { acked: true, .. }));
         for (key, attempt) in &mut self.attempts {
             let unsent = &mut attempt.unsent;
-            match &attempt.state {
+            match &mut attempt.state {
                 State::Waiting => *unsent = Unsent::default(),
-                State::Withdrawn => unsent.withdrawn = true,
+                State::Withdrawn { retold, .. } => {
+                    *retold = true;
+                    unsent.withdrawn = true;
+                }
                 State::Active { started, .. } => {
                     unsent.started = started.is_some() && !attempt.started_acked;
                 }
                 State::Ended { acked, .. } => {
                     unsent.started = false;
-                    unsent.ended = !acked;
+                    unsent.ended = !*acked;
                 }
             }
             unsent.queued = unsent.any();
@@ -415,7 +433,7 @@ impl Table {
                 |event| events.push(v1::AttemptEvent { attempt: Some(key.into()), event: Some(event) });
             match &attempt.state {
                 State::Waiting => {}
-                State::Withdrawn => push(Event::Withdrawn(v1::Withdrawn {})),
+                State::Withdrawn { .. } => push(Event::Withdrawn(v1::Withdrawn {})),
                 State::Active { started, .. } => {
                     if let Some(started) = started.filter(|_| unsent.started) {
                         push(Event::Started(started));
@@ -446,7 +464,7 @@ impl Table {
             State::Waiting | State::Active { started: None, .. } => Some(v1::InventoryState::Accepted),
             State::Active { stop: Some(Stop::Discard), .. }
             | State::Ended { acked: true, .. }
-            | State::Withdrawn => None,
+            | State::Withdrawn { .. } => None,
             State::Active { .. } => Some(v1::InventoryState::Running),
             State::Ended { acked: false, .. } => Some(v1::InventoryState::Ended),
         };
@@ -480,9 +498,9 @@ impl Table {
             let Output { streamed, sealed, durable, closed } = attempt.output;
             let length = match &attempt.state {
                 _ if closed || sealed => return None,
-                State::Waiting | State::Withdrawn | State::Active { stop: Some(Stop::Discard), .. } => {
-                    return None;
-                }
+                State::Waiting
+                | State::Withdrawn { .. }
+                | State::Active { stop: Some(Stop::Discard), .. } => return None,
                 State::Active { .. } => None,
                 State::Ended { ended, .. } if is_inline(ended) || durable >= ended.output_length => {
                     return None;
@@ -498,7 +516,7 @@ impl Table {
     pub fn is_idle(&self) -> bool {
         self.attempts
             .values()
-            .all(|attempt| matches!(attempt.state, State::Withdrawn) && !attempt.unsent.queued)
+            .all(|attempt| matches!(attempt.state, State::Withdrawn { .. }) && !attempt.unsent.queued)
     }
 
     pub fn running(&self) -> usize {
@@ -520,7 +538,7 @@ impl Attempt {
             State::Ended { ended, acked: true } => {
                 is_inline(ended) || self.output.closed || self.output.durable >= ended.output_length
             }
-            State::Waiting | State::Active { .. } | State::Ended { .. } | State::Withdrawn => false,
+            State::Waiting | State::Active { .. } | State::Ended { .. } | State::Withdrawn { .. } => false,
         }
     }
 }

@@ -195,6 +195,24 @@ fn a_withdrawal_is_answered_by_what_is_true() {
     assert!(effects.is_empty(), "what was given back does not start");
 }
 
+/// Seen in a simulation: the assignment, said again in a new session, comes after the answer to
+/// the withdrawal, on another stream.
+#[test]
+fn what_was_given_back_does_not_start_when_its_assignment_comes_late() {
+    let mut table = Table::new(capacity(1));
+    table.handle(Input::Assigned(assignment(0)));
+    table.handle(Input::Assigned(assignment(1)));
+    table.handle(Input::Withdraw(key(1)));
+    table.handle(Input::SessionOpened);
+    assert_eq!(told(&mut table), ["1 withdrawn"]);
+    table.handle(ack(1, true));
+    table.handle(Input::Assigned(assignment(1)));
+    let effects = table.handle(Input::Ended(key(0), ended(Cause::Exit, "", 0)));
+    assert_eq!(done(&effects), Vec::<String>::new(), "it runs elsewhere by now");
+    table.handle(Input::SessionOpened);
+    assert_eq!(told(&mut table), ["0 ended exit"], "nothing is left of it in the next session");
+}
+
 #[test]
 fn a_shutdown_ends_what_runs_and_starts_nothing_that_waits() {
     let mut table = Table::new(capacity(1));
