@@ -115,7 +115,7 @@ impl Hub {
             .into_iter()
             .map(|status| (status.attempt, status.state))
             .collect();
-        let (mut kept, mut buried) = (Vec::new(), Vec::new());
+        let (mut kept, mut buried, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
         for entry in entries {
             match entry {
                 Entry::Found(found) => {
@@ -148,6 +148,7 @@ impl Hub {
                 Entry::Rejected(key, problem) => {
                     error!(attempt = %key, %problem, "an attempt's record is rejected: ending what runs of it");
                     buried.push(key);
+                    rejected.push(key);
                 }
                 Entry::Foreign(path) => {
                     warn!(path = %path.display(), "not an attempt's directory: it is left alone");
@@ -161,7 +162,27 @@ impl Hub {
         for key in buried {
             self.bury(key).await;
         }
+        // It may have run: an attempt of that number must not begin once more.
+        for key in rejected {
+            self.tell_rejected(key).await;
+        }
         Ok(())
+    }
+
+    /// Tells that an attempt ended whose record was damaged; also after the next restart.
+    async fn tell_rejected(self: &Arc<Self>, key: AttemptKey) {
+        let ended = runner::infra("its record on this node's disk was damaged".to_owned());
+        let assignment = v1::Assignment { attempt: Some(key.into()), ..v1::Assignment::default() };
+        let (records, end, written) = (self.context.records.clone(), ended.clone(), assignment.clone());
+        let write = tokio::task::spawn_blocking(move || {
+            records.write(key, 0, &written)?;
+            records.write_end(key, &end)
+        });
+        if let Ok(Err(error)) = write.await {
+            warn!(attempt = %key, %error, "cannot write an attempt's end down");
+        }
+        let (assignment, ended) = (Arc::new(assignment), Some(Box::new(ended)));
+        self.handle(Input::Recovered { assignment, slot: 0, started: None, ended });
     }
 
     /// Ends whatever runs of an attempt that is not in the table, and removes it.
