@@ -7,6 +7,7 @@ use mesh_proto::ids::{AttemptKey, NodeId, TaskKey};
 use super::{
     cancel::lost,
     effect::{Effects, Say, Write},
+    job::Definition,
     machine::Engine,
     placement::{BEST, Candidate, Candidates, ClassId, Decision, Offer, QueueKey, Terms, admits},
     task::{Phase, Placed, Task},
@@ -32,8 +33,16 @@ impl Engine {
         let mut heads = self.classes.heads();
         let mut rounds: BTreeMap<ClassId, Candidates> = BTreeMap::new();
         let mut without_room: Vec<ClassId> = Vec::new();
+        let mut ahead: Vec<(QueueKey, Arc<Requirements>)> = Vec::new();
         while let Some((key, class)) = heads.pop_first() {
             let Some(wanted) = self.classes.requirements(class) else { continue };
+            if offer == Offer::Queue
+                && !rounds.contains_key(&class)
+                && self.definition(key.job, key.task).is_some_and(Definition::has_waiting)
+                && !self.has_for(offer, key, class)
+            {
+                ahead.push((key, Arc::clone(&wanted)));
+            }
             let mut candidates = match rounds.remove(&class) {
                 Some(candidates) => candidates,
                 None => self.candidates(class, offer, &wanted),
@@ -50,6 +59,9 @@ impl Engine {
                 let Some((node, share)) = candidates.choose(&self.index, &self.nodes, &wanted) else {
                     break true;
                 };
+                if self.is_kept(node, key, &ahead) {
+                    continue;
+                }
                 served = true;
                 if self.assign(now, key, node, share, offer, fx)
                     && let Some(node) = self.nodes.get(&node)
@@ -80,6 +92,15 @@ impl Engine {
             }
             rounds.insert(class, candidates);
         }
+    }
+
+    /// Whether what comes free at a node is for a higher priority that waits and that no short
+    /// queue takes: what was queued there meanwhile would be asked back at once.
+    fn is_kept(&self, id: NodeId, key: QueueKey, ahead: &[(QueueKey, Arc<Requirements>)]) -> bool {
+        self.nodes.get(&id).is_some_and(|node| {
+            let first = |higher: &QueueKey| higher.priority() > key.priority();
+            ahead.iter().any(|(higher, wanted)| first(higher) && admits(wanted, node).is_ok())
+        })
     }
 
     fn none_offers(&self, offer: Offer) -> bool {

@@ -127,3 +127,21 @@ fn what_waits_at_a_node_that_goes_away_runs_elsewhere_once() {
     }
     assert_eq!(mesh.counts(number)[TaskState::Completed], 3);
 }
+
+/// Seen in a simulation: hundreds of assignments and withdrawals a second, for nothing.
+#[test]
+fn what_was_taken_back_for_a_higher_priority_is_not_queued_there_again_at_once() {
+    let (mut mesh, number) = fed(1, 20);
+    mesh.start_task(key(number, 0, 1));
+    let waiting = mesh.current(key(number, 0, 2));
+    // Another class, of which it is not known how long it runs: it waits for what comes free.
+    let mut long = task("u");
+    long.requirements.resources.cpu_millis = 900;
+    let urgent = mesh.submit(NewJob { priority: 9, ..job(vec![long]) });
+    assert_eq!(mesh.withdrawals(), [waiting]);
+    mesh.give_back(waiting);
+    assert_eq!((mesh.dispatched(), mesh.withdrawals()), (vec![], vec![]));
+    assert_eq!(mesh.state(key(number, 0, 2)), TaskState::Queued);
+    mesh.end_task(key(number, 0, 1), ok());
+    assert_eq!(mesh.state(key(urgent, 0, 0)), TaskState::Assigned);
+}
