@@ -1,7 +1,7 @@
 # What people run. Each target sets up what this machine lacks (scripts/setup) and can be run
 # again and again; once set up, none needs a network.
 
-.PHONY: demo build test verify setup clean-demo
+.PHONY: demo build test verify soak setup clean-demo
 
 # A whole mesh on this machine: one coordinator, three agents, a real job, nothing left running.
 demo:
@@ -18,6 +18,12 @@ test:
 # Every test, and formatting, lints, docs, dependencies and queries.
 verify:
 	@scripts/verify
+
+# Many seeds of the simulation: make soak SEEDS=20000 FROM=0
+SEEDS ?= 2000
+FROM ?= 0
+soak:
+	cargo run --release --locked -p mesh-sim -- --from $(FROM) --seeds $(SEEDS)
 
 setup:
 	@scripts/setup

@@ -1,0 +1,44 @@
+//! Rules that are broken on purpose, to show that the checker bites. Each is broken in what
+//! stands around the engine here, never in the engine itself.
+
+/// A broken rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Broken {
+    /// A result is taken for the current attempt, whichever it is of.
+    NoAttemptCheck,
+    /// What the engine says goes out before the commit that holds it.
+    SaysBeforeCommit,
+    /// A node's tasks run elsewhere although it is only suspect.
+    ReplacesBeforeOffline,
+    /// A replacement does not end the attempt that it replaces.
+    LeavesOldAttempt,
+    /// A task that was asked back counts as given back before its agent answered.
+    WithdrawsUnanswered,
+    /// What an agent holds is not looked at when it registers.
+    IgnoresInventory,
+    /// A commit of an epoch that is over lands.
+    NoEpochCheck,
+    /// An attempt that was replaced is kept when its node comes back.
+    KeepsReplaced,
+}
+
+/// Every one of them.
+pub const BROKEN: [Broken; 8] = [
+    Broken::NoAttemptCheck,
+    Broken::SaysBeforeCommit,
+    Broken::ReplacesBeforeOffline,
+    Broken::LeavesOldAttempt,
+    Broken::WithdrawsUnanswered,
+    Broken::IgnoresInventory,
+    Broken::NoEpochCheck,
+    Broken::KeepsReplaced,
+];
+
+/// The command that plays a seed again and shows all of it.
+#[must_use]
+pub fn replay(seed: u64, broken: Option<Broken>) -> String {
+    use clap::ValueEnum as _;
+    let broken = broken.and_then(|broken| broken.to_possible_value());
+    let broken = broken.map(|broken| format!(" --broken {}", broken.get_name())).unwrap_or_default();
+    format!("cargo run -p mesh-sim --release -- --seed {seed} --trace{broken}")
+}

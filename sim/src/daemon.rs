@@ -1,0 +1,434 @@
+//! A daemon: the agent's real table of attempts, driven as `agent/src/hub.rs` and `session.rs`
+//! drive it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use agent::attempts::{Effect, Input, Shippable, Stop, Table};
+use coordinator::engine::event::Held;
+use mesh_proto::ids::{AttemptKey, SessionId};
+use mesh_proto::v1::{self, AckKind, InventoryState};
+
+use crate::{
+    machine::DaemonStep,
+    network::{Down, Message, No, Order, Point, Registered, Up},
+    plan::{MS, Micros, SECOND},
+    runner::{Runner, RunnerStep},
+    world::{Happening, World},
+};
+
+const BACKOFF: (Micros, Micros) = (200 * MS, 10 * SECOND);
+const REGISTER: Micros = 20 * SECOND;
+const HEARTBEAT: Micros = 5 * SECOND;
+const CONNECT: Micros = 5 * SECOND;
+const OFFLINE: Micros = 30 * SECOND;
+/// Bytes of events in one message.
+const EVENTS: usize = 512 * 1024;
+
+/// Where a daemon stands with the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Away,
+    Registering { connection: u64, call: u64 },
+    Live { connection: u64, session: SessionId, answered: Micros, beat: Option<u64> },
+}
+
+/// One life of a daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    pub life: u64,
+    pub table: Table,
+    pub runners: BTreeMap<AttemptKey, Runner>,
+    pub phase: Phase,
+    connection: Option<u64>,
+    backoff: Micros,
+    flushing: bool,
+    /// Output that is on its way.
+    shipping: BTreeSet<AttemptKey>,
+}
+
+impl Daemon {
+    #[must_use]
+    pub fn new(life: u64, table: Table) -> Self {
+        Self {
+            life,
+            table,
+            runners: BTreeMap::new(),
+            phase: Phase::Away,
+            connection: None,
+            backoff: BACKOFF.0,
+            flushing: false,
+            shipping: BTreeSet::new(),
+        }
+    }
+}
+
+impl World {
+    fn daemon(&mut self, node: usize) -> Option<&mut Daemon> {
+        self.machines[node].daemon.as_mut()
+    }
+
+    pub fn daemon_after(&mut self, node: usize, wait: Micros, step: DaemonStep) {
+        let Some(life) = self.daemon(node).map(|daemon| daemon.life) else { return };
+        self.after(wait, Happening::Daemon { node, life, step });
+    }
+
+    pub fn daemon_step(&mut self, node: usize, life: u64, step: DaemonStep) {
+        if self.machines[node].daemon.as_ref().is_none_or(|daemon| daemon.life != life) {
+            return;
+        }
+        match step {
+            DaemonStep::Connect => self.connect_daemon(node),
+            DaemonStep::Late { call } => self.late(node, call),
+            DaemonStep::Beat { session } => self.beat(node, session),
+            DaemonStep::Flush => self.flush(node),
+            DaemonStep::Runner { key, step } => self.runner_step(node, key, step),
+            DaemonStep::Remove { key } => self.remove_files(node, key),
+        }
+    }
+
+    /// Moves the table on and does what it says.
+    pub fn input(&mut self, node: usize, input: Input) {
+        let Some(daemon) = self.daemon(node) else { return };
+        let effects = daemon.table.handle(input);
+        for effect in effects {
+            match effect {
+                Effect::Run { key, slot, assignment } => {
+                    let Some(daemon) = self.daemon(node) else { return };
+                    daemon.runners.insert(key, Runner::new(slot, assignment));
+                    self.runner_after(node, key, (50, 2 * MS), RunnerStep::Written);
+                }
+                Effect::Stop { key, stop } => self.stop_runner(node, key, stop),
+                Effect::Remove(key) => self.removed(node, key),
+            }
+        }
+        let Some(daemon) = self.daemon(node) else { return };
+        if matches!(daemon.phase, Phase::Live { .. }) && !std::mem::replace(&mut daemon.flushing, true) {
+            let wait = self.rng.range(0, 200);
+            self.daemon_after(node, wait, DaemonStep::Flush);
+        }
+    }
+
+    /// The table lets go of an attempt: its end must be committed, and no process of it live.
+    fn removed(&mut self, node: usize, key: AttemptKey) {
+        let row = self.database.attempts.get(&key);
+        if row.is_some_and(|row| row.ended.is_none()) {
+            self.history
+                .fail(self.now, format!("node {node} drops {key}, which is not ended in the database"));
+        }
+        let wait = self.rng.skewed(100, 20 * MS);
+        self.daemon_after(node, wait, DaemonStep::Remove { key });
+    }
+
+    fn remove_files(&mut self, node: usize, key: AttemptKey) {
+        if self.history.processes.get(&key).is_some_and(|fact| fact.node == node && fact.ended.is_none()) {
+            self.history.fail(self.now, format!("{key} is removed while its process lives"));
+        }
+        self.machines[node].disk.remove(&key);
+        self.machines[node].jail.remove(&key);
+    }
+
+    fn connect_daemon(&mut self, node: usize) {
+        let Some(daemon) = self.daemon(node) else { return };
+        if daemon.phase != Phase::Away {
+            return;
+        }
+        let (life, known) = (daemon.life, daemon.connection);
+        let open = |id: &u64| self.connections.get(id).is_some_and(|open| open.agent_open);
+        let connection = match known.filter(open) {
+            Some(connection) => Some(connection),
+            None if self.links[node].is_blocked() => {
+                let wait = CONNECT + self.backoff(node);
+                return self.daemon_after(node, wait, DaemonStep::Connect);
+            }
+            None => self.connect(node, life),
+        };
+        let Some(connection) = connection else {
+            let wait = self.backoff(node);
+            return self.daemon_after(node, wait, DaemonStep::Connect);
+        };
+        self.register(node, connection);
+    }
+
+    fn register(&mut self, node: usize, connection: u64) {
+        let call = self.number();
+        let machine = &mut self.machines[node];
+        let (boot, seen) = (machine.boot_id(), machine.seen);
+        let Some(daemon) = &mut machine.daemon else { return };
+        daemon.connection = Some(connection);
+        daemon.phase = Phase::Registering { connection, call };
+        let inventory = daemon.table.inventory().iter().filter_map(held).collect();
+        self.send(connection, Message::Up(Up::Register { call, boot, inventory, seen }));
+        self.daemon_after(node, REGISTER, DaemonStep::Late { call });
+    }
+
+    fn backoff(&mut self, node: usize) -> Micros {
+        let Some(daemon) = self.daemon(node) else { return BACKOFF.1 };
+        let step = daemon.backoff;
+        daemon.backoff = (step * 2).min(BACKOFF.1);
+        self.rng.range(step / 2, step)
+    }
+
+    /// The session, or the try for one, is over.
+    fn session_ends(&mut self, node: usize, why: &'static str) {
+        let Some(daemon) = self.daemon(node) else { return };
+        let old = std::mem::replace(&mut daemon.phase, Phase::Away);
+        if old == Phase::Away {
+            return;
+        }
+        self.history.note(self.now, "session ends", format_args!("node {node}: {why}"));
+        self.drop_streams(old);
+        let wait = self.backoff(node);
+        self.daemon_after(node, wait, DaemonStep::Connect);
+    }
+
+    fn drop_streams(&mut self, phase: Phase) {
+        if let Phase::Live { connection, session, .. } = phase {
+            self.send(connection, Message::Up(Up::Dropped { session }));
+        }
+    }
+
+    pub fn agent_disconnected(&mut self, node: usize, connection: u64) {
+        let phase = self.daemon(node).map(|daemon| daemon.phase);
+        match phase {
+            Some(Phase::Registering { connection: used, .. } | Phase::Live { connection: used, .. })
+                if used == connection =>
+            {
+                self.session_ends(node, "the connection broke");
+            }
+            Some(Phase::Registering { .. } | Phase::Live { .. } | Phase::Away) | None => {}
+        }
+    }
+
+    fn late(&mut self, node: usize, late: u64) {
+        match self.daemon(node).map(|daemon| daemon.phase) {
+            Some(Phase::Registering { call, .. }) if call == late => {
+                self.session_ends(node, "no answer to the registration");
+            }
+            Some(Phase::Live { beat: Some(call), .. }) if call == late => {
+                self.session_ends(node, "no answer to a heartbeat");
+            }
+            Some(Phase::Registering { .. } | Phase::Live { .. } | Phase::Away) | None => {}
+        }
+    }
+
+    fn beat(&mut self, node: usize, of: SessionId) {
+        let call = self.number();
+        let Some(daemon) = self.daemon(node) else { return };
+        let Phase::Live { connection, session, beat, .. } = &mut daemon.phase else { return };
+        if *session != of {
+            return;
+        }
+        *beat = Some(call);
+        let (connection, session) = (*connection, *session);
+        self.send(connection, Message::Up(Up::Heartbeat { call, session }));
+        self.daemon_after(node, HEARTBEAT * 2, DaemonStep::Late { call });
+        self.daemon_after(node, HEARTBEAT, DaemonStep::Beat { session });
+    }
+
+    /// Takes note of where a coordinator stands, or refuses it.
+    fn observe(&mut self, node: usize, leader: Point) -> bool {
+        let seen = &mut self.machines[node].seen;
+        if leader.0 < seen.0 {
+            self.session_ends(node, "a stale leader");
+            return false;
+        }
+        *seen = (*seen).max(leader);
+        true
+    }
+
+    /// A message of the coordinator arrived.
+    pub fn take_down(&mut self, node: usize, connection: u64, down: Down) {
+        let Some(phase) = self.daemon(node).map(|daemon| daemon.phase) else { return };
+        let live = |of: SessionId| matches!(phase, Phase::Live { session, .. } if session == of);
+        match down {
+            Down::Registered { call: of, answer } => {
+                if !matches!(phase, Phase::Registering { call, .. } if call == of) {
+                    return;
+                }
+                match answer {
+                    Ok(registered) => self.registered(node, connection, registered),
+                    Err(No::Unavailable) => self.session_ends(node, "registration unavailable"),
+                    Err(No::Stale) => self.session_ends(node, "registration stale"),
+                }
+            }
+            Down::Beat { call, answer } => self.beat_answered(node, call, answer),
+            Down::Assign { session, orders, leader } if live(session) => {
+                if self.observe(node, leader) {
+                    self.obey(node, connection, orders);
+                }
+            }
+            Down::Acks { session, acks } if live(session) => {
+                for (key, kind, ended) in acks {
+                    match kind {
+                        AckKind::Unspecified => {}
+                        AckKind::Durable => self.input(node, Input::Ack { key, stale: false, ended }),
+                        AckKind::Stale => self.input(node, Input::Ack { key, stale: true, ended }),
+                    }
+                }
+            }
+            Down::OutputAck { session, key, durable, discard } if live(session) => {
+                if let Some(daemon) = self.daemon(node) {
+                    daemon.shipping.remove(&key);
+                }
+                self.input(node, Input::OutputDurable { key, durable, discard });
+            }
+            Down::AssignEnded { session } if live(session) => {
+                self.session_ends(node, "the assignments ended");
+            }
+            Down::ResultsEnded { session } if live(session) => {
+                self.session_ends(node, "the result stream ended");
+            }
+            Down::Assign { .. }
+            | Down::Acks { .. }
+            | Down::OutputAck { .. }
+            | Down::AssignEnded { .. }
+            | Down::ResultsEnded { .. } => {}
+        }
+    }
+
+    fn beat_answered(&mut self, node: usize, of: u64, answer: Result<Point, No>) {
+        let now = self.now;
+        let Some(daemon) = self.daemon(node) else { return };
+        let Phase::Live { answered, beat, .. } = &mut daemon.phase else { return };
+        if *beat != Some(of) {
+            return;
+        }
+        *beat = None;
+        match answer {
+            Ok(leader) => {
+                *answered = now;
+                self.observe(node, leader);
+            }
+            Err(No::Unavailable) if now - *answered < OFFLINE => {}
+            Err(No::Unavailable) => self.session_ends(node, "recovering for too long"),
+            Err(No::Stale) => self.session_ends(node, "the session is over"),
+        }
+    }
+
+    fn registered(&mut self, node: usize, connection: u64, registered: Registered) {
+        if !self.observe(node, registered.leader) {
+            return;
+        }
+        let session = registered.session;
+        self.history.note(self.now, "registered", format_args!("node {node}"));
+        self.check_killed_later(node, &registered);
+        for (key, verdict) in registered.verdicts {
+            self.input(node, Input::Verdict(key, verdict));
+        }
+        self.input(node, Input::SessionOpened);
+        let now = self.now;
+        let Some(daemon) = self.daemon(node) else { return };
+        daemon.backoff = BACKOFF.0;
+        daemon.shipping.clear();
+        daemon.flushing = false;
+        daemon.phase = Phase::Live { connection, session, answered: now, beat: None };
+        self.send(connection, Message::Up(Up::OpenAssign { session }));
+        self.tell(node, true);
+        self.beat(node, session);
+        self.ship(node);
+    }
+
+    fn obey(&mut self, node: usize, connection: u64, orders: Vec<Order>) {
+        let (mut withdrawals, mut cancels, mut again) = (Vec::new(), Vec::new(), false);
+        for order in orders {
+            match order {
+                Order::Start(key) => {
+                    let assignment = self.assignment(key);
+                    self.input(node, Input::Assigned(assignment));
+                }
+                Order::Withdraw(key) => withdrawals.push(key),
+                Order::Cancel(key) => cancels.push(key),
+                Order::RegisterAgain => again = true,
+            }
+        }
+        for key in withdrawals {
+            self.input(node, Input::Withdraw(key));
+        }
+        for key in cancels {
+            self.input(node, Input::Cancel(key));
+        }
+        if again && let Some(daemon) = self.daemon(node) {
+            let old = std::mem::replace(&mut daemon.phase, Phase::Away);
+            self.history.note(self.now, "registering again", format_args!("node {node}"));
+            self.drop_streams(old);
+            self.register(node, connection);
+        }
+    }
+
+    fn assignment(&self, key: AttemptKey) -> Arc<v1::Assignment> {
+        let job = self.database.jobs.get(&key.task.job);
+        let wanted = job.map(|job| job.new.tasks[key.task.task as usize].requirements.resources.clone());
+        let wanted = wanted.unwrap_or_default();
+        let plan = job.map_or(0, |job| (job.new.uuid.0.as_u128() >> 64) as usize);
+        Arc::new(v1::Assignment {
+            attempt: Some(key.into()),
+            resources: Some(v1::Resources {
+                cpu_millis: wanted.cpu_millis as u32,
+                memory_bytes: wanted.memory,
+                named: wanted.named.into_iter().collect(),
+                ..v1::Resources::default()
+            }),
+            grace_ms: self.plan.jobs[plan].behaviours[key.task.task as usize].grace_ms,
+            ..v1::Assignment::default()
+        })
+    }
+
+    fn flush(&mut self, node: usize) {
+        if let Some(daemon) = self.daemon(node) {
+            daemon.flushing = false;
+        }
+        self.tell(node, false);
+        self.ship(node);
+    }
+
+    /// Tells what waits to be told; the first message names the session, if with nothing else.
+    fn tell(&mut self, node: usize, mut first: bool) {
+        loop {
+            let Some(daemon) = self.daemon(node) else { return };
+            let Phase::Live { connection, session, .. } = daemon.phase else { return };
+            let events = daemon.table.take_events(EVENTS);
+            if events.is_empty() && !std::mem::take(&mut first) {
+                return;
+            }
+            self.send(connection, Message::Up(Up::Results { session, events }));
+        }
+    }
+
+    /// Sends the output of attempts whose end does not carry it.
+    fn ship(&mut self, node: usize) {
+        let Some(daemon) = self.daemon(node) else { return };
+        let Phase::Live { connection, session, .. } = daemon.phase else { return };
+        let mut chunks = Vec::new();
+        for Shippable { key, durable, length, .. } in daemon.table.shippable() {
+            if let Some(length) = length.filter(|length| durable < *length)
+                && !daemon.shipping.contains(&key)
+                && daemon.table.begin_streaming(key)
+            {
+                daemon.shipping.insert(key);
+                chunks.push((key, length));
+            }
+        }
+        for (key, length) in chunks {
+            self.send(connection, Message::Up(Up::Output { session, key, length }));
+        }
+    }
+
+    fn stop_runner(&mut self, node: usize, key: AttemptKey, stop: Stop) {
+        if let Some(runner) = self.daemon(node).and_then(|daemon| daemon.runners.get_mut(&key)) {
+            runner.stop = runner.stop.max(Some(stop));
+            self.runner_after(node, key, (0, 200), RunnerStep::Stop);
+        }
+    }
+}
+
+fn held(item: &v1::InventoryItem) -> Option<(AttemptKey, Held)> {
+    let held = match item.state() {
+        InventoryState::Unspecified | InventoryState::Accepted => Held::Accepted,
+        InventoryState::Running => Held::Running,
+        InventoryState::Ended => Held::Ended,
+    };
+    Some((AttemptKey::try_from(item.attempt).ok()?, held))
+}

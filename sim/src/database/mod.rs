@@ -1,0 +1,251 @@
+//! The database: rows with the guards of the coordinator's `store/commit.rs`, one transaction at
+//! a time, the leader's row with its epoch and its lock.
+//!
+//! A guarded write that hits too few rows means that the engine's memory and the database went
+//! apart: here that is a broken promise at once.
+
+mod check;
+mod snapshot;
+
+pub use check::is_given_back;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use coordinator::engine::{
+    effect::{AttemptRow, JobRow, TaskRow, Write},
+    event::{NewDefinition, NewJob, NodeRecord},
+    types::{Counts, JobState, TaskState, Time},
+};
+use mesh_proto::ids::{AttemptKey, JobNumber, NodeId, TaskKey};
+
+/// The name of jobs whose rows the database refuses.
+pub const POISON: &str = "poison";
+
+/// A job's rows.
+#[derive(Clone, Debug)]
+pub struct JobRows {
+    pub new: Arc<NewJob>,
+    pub row: JobRow,
+    pub definitions: Vec<Counts>,
+}
+
+/// Every table.
+#[derive(Debug, Default)]
+pub struct Database {
+    pub jobs: BTreeMap<JobNumber, JobRows>,
+    pub tasks: BTreeMap<TaskKey, TaskRow>,
+    pub attempts: BTreeMap<AttemptKey, AttemptRow>,
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    pub keys: BTreeMap<String, JobNumber>,
+    /// The id of the last recorded decision.
+    pub decisions: u64,
+    pub epoch: u64,
+    pub seq: u64,
+}
+
+/// Why a commit did not land.
+#[derive(Debug)]
+pub enum Refused {
+    /// The rows themselves: a constraint.
+    Rows,
+    /// A promise is broken.
+    Broken(String),
+}
+
+/// The rows of one commit, the last of each key.
+#[derive(Debug, Default)]
+pub struct Rows {
+    new_jobs: BTreeMap<JobNumber, (Arc<NewJob>, Time)>,
+    pub jobs: BTreeMap<JobNumber, JobRow>,
+    definitions: BTreeMap<(JobNumber, u32), Counts>,
+    pub tasks: BTreeMap<TaskKey, TaskRow>,
+    pub attempts: BTreeMap<AttemptKey, AttemptRow>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    decisions: Vec<u64>,
+}
+
+impl Rows {
+    #[must_use]
+    pub fn of(writes: Vec<Write>) -> Self {
+        let mut rows = Self::default();
+        for write in writes {
+            match write {
+                Write::NewJob { number, job, created_at } => {
+                    rows.new_jobs.insert(number, (job, created_at));
+                }
+                Write::Job(row) => {
+                    rows.jobs.insert(row.number, row);
+                }
+                Write::Definition { job, task, counts } => {
+                    rows.definitions.insert((job, task), counts);
+                }
+                Write::Task(row) => {
+                    rows.tasks.insert(row.key, row);
+                }
+                Write::Attempt(row) => {
+                    rows.attempts.insert(row.key, row);
+                }
+                Write::Decision(decision) => rows.decisions.push(decision.id),
+                Write::Node { record, .. } => {
+                    rows.nodes.insert(record.id, record);
+                }
+            }
+        }
+        rows
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.new_jobs.is_empty()
+            && self.jobs.is_empty()
+            && self.definitions.is_empty()
+            && self.tasks.is_empty()
+            && self.attempts.is_empty()
+            && self.nodes.is_empty()
+            && self.decisions.is_empty()
+    }
+}
+
+/// What a commit changed that the history is checked for.
+#[derive(Debug, Default)]
+pub struct Landed {
+    pub assigned: Vec<AttemptRow>,
+    pub ended: Vec<AttemptRow>,
+    pub finished_tasks: Vec<TaskRow>,
+    pub finished_jobs: Vec<JobNumber>,
+}
+
+impl Database {
+    /// Writes all rows or none.
+    pub fn commit(&mut self, rows: &Rows) -> Result<Landed, Refused> {
+        for (number, (job, _)) in &rows.new_jobs {
+            let used = job.idempotency_key.as_ref().is_some_and(|key| self.keys.contains_key(key));
+            if job.name == POISON || used || self.jobs.contains_key(number) {
+                return Err(Refused::Rows);
+            }
+        }
+        let mut landed = Landed::default();
+        self.write(rows, &mut landed).map_err(Refused::Broken)?;
+        self.check(rows).map_err(Refused::Broken)?;
+        Ok(landed)
+    }
+
+    fn write(&mut self, rows: &Rows, landed: &mut Landed) -> Result<(), String> {
+        for (number, (job, _)) in &rows.new_jobs {
+            self.insert_job(*number, job);
+        }
+        for row in rows.jobs.values() {
+            let job = self.jobs.get_mut(&row.number).ok_or_else(|| format!("{} has no row", row.number))?;
+            if job.row.finished_at.is_some() {
+                return Err(format!("a finished job changes: {:?} to {row:?}", job.row));
+            }
+            if row.finished_at.is_some() {
+                landed.finished_jobs.push(row.number);
+            }
+            job.row = row.clone();
+        }
+        for ((number, task), counts) in &rows.definitions {
+            let job = self.jobs.get_mut(number).ok_or_else(|| format!("{number} has no row"))?;
+            job.definitions[*task as usize] = *counts;
+        }
+        for row in rows.attempts.values() {
+            self.write_attempt(row, landed)?;
+        }
+        for row in rows.tasks.values() {
+            if let Some(old) = self.tasks.get(&row.key) {
+                if is_over(old.state) || row.attempt < old.attempt {
+                    return Err(format!("a task that is over, or further, changes: {old:?} to {row:?}"));
+                }
+                if row.losses < old.losses || row.own_failures < old.own_failures {
+                    return Err(format!("{} counts back: {old:?} to {row:?}", row.key));
+                }
+            }
+            if is_over(row.state) {
+                landed.finished_tasks.push(row.clone());
+            }
+            self.tasks.insert(row.key, row.clone());
+        }
+        for id in &rows.decisions {
+            if *id <= self.decisions {
+                return Err(format!("decision {id} comes twice"));
+            }
+            self.decisions = *id;
+        }
+        for (id, record) in &rows.nodes {
+            if self.nodes.insert(*id, record.clone()).is_none() {
+                return Err(format!("{id} has no row"));
+            }
+        }
+        Ok(())
+    }
+
+    fn insert_job(&mut self, number: JobNumber, new: &Arc<NewJob>) {
+        let row = JobRow {
+            number,
+            state: JobState::Queued,
+            ending: None,
+            reason: String::new(),
+            counts: Counts::default(),
+            started_at: None,
+            finished_at: None,
+        };
+        let blocked = |definition: &NewDefinition| {
+            let mut counts = Counts::default();
+            counts[TaskState::Blocked] = u64::from(definition.total);
+            counts
+        };
+        let definitions = new.tasks.iter().map(blocked).collect();
+        if let Some(key) = &new.idempotency_key {
+            self.keys.insert(key.clone(), number);
+        }
+        self.jobs.insert(number, JobRows { new: Arc::clone(new), row, definitions });
+    }
+
+    fn write_attempt(&mut self, row: &AttemptRow, landed: &mut Landed) -> Result<(), String> {
+        let old = self.attempts.get(&row.key);
+        if let Some(old) = old {
+            if old.ended.is_some() {
+                return Err(format!("an ended attempt changes: {old:?} to {row:?}"));
+            }
+            let fixed = |row: &AttemptRow| (row.node, row.boot, row.assigned_at);
+            let unsaid = old.started_at.is_some() && row.started_at.is_none();
+            if fixed(old) != fixed(row) || unsaid {
+                return Err(format!("{} changes from {old:?} to {row:?}", row.key));
+            }
+        } else {
+            landed.assigned.push(row.clone());
+        }
+        if row.ended.is_some() {
+            landed.ended.push(row.clone());
+        }
+        self.attempts.insert(row.key, row.clone());
+        Ok(())
+    }
+
+    /// The attempts of a task, in order.
+    pub fn attempts_of(&self, key: TaskKey) -> impl Iterator<Item = &AttemptRow> {
+        let first = AttemptKey { task: key, number: 0 };
+        let last = AttemptKey { task: key, number: u32::MAX };
+        self.attempts.range(first..=last).map(|(_, row)| row)
+    }
+
+    /// Rows of one definition.
+    pub fn rows(&self, job: JobNumber, task: u32) -> impl Iterator<Item = &TaskRow> {
+        let first = TaskKey { job, task, index: 0 };
+        let last = TaskKey { job, task, index: u32::MAX };
+        self.tasks.range(first..=last).map(|(_, row)| row)
+    }
+}
+
+#[must_use]
+pub fn is_over(state: TaskState) -> bool {
+    matches!(state, TaskState::Completed | TaskState::Failed | TaskState::Cancelled)
+}
+
+#[must_use]
+pub fn is_final(state: JobState) -> bool {
+    matches!(
+        state,
+        JobState::Completed | JobState::PartiallyCompleted | JobState::Failed | JobState::Cancelled
+    )
+}

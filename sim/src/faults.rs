@@ -1,0 +1,148 @@
+//! What goes wrong, how it is healed, and what must be true in the end.
+
+use std::collections::BTreeMap;
+
+use coordinator::engine::{event::NodeChange, types::Counts};
+use mesh_proto::ids::AttemptKey;
+use mesh_proto::v1::Verdict;
+
+use crate::{
+    database::is_final,
+    network::Registered,
+    plan::{Fault, MS, Micros, SECOND},
+    world::{Happening, World},
+};
+
+/// How long a process that lost its attempt may live once its node is back.
+const KILLED_WITHIN: Micros = 5 * SECOND;
+
+impl World {
+    pub fn strike(&mut self, fault: Fault) {
+        if self.healed {
+            return;
+        }
+        match fault {
+            Fault::KillDaemon { node, down } => self.kill_daemon(node, down, false),
+            Fault::DamageRecord { node, down } => self.kill_daemon(node, down, true),
+            Fault::Reboot { node, down } => self.reboot(node, down),
+            Fault::Cut { node } => self.cut_node(node),
+            Fault::Partition { node, up, down, lasts } => self.block(node, up, down, lasts),
+            Fault::CrashCoordinator { down } => self.crash(down),
+            Fault::CrashAt { point, down } => self.crash_at = Some((point, down)),
+            Fault::Freeze { lasts } => {
+                self.history.note(self.now, "coordinator stands still", format_args!("{} ms", lasts / MS));
+                self.frozen_until = self.now + lasts;
+            }
+            Fault::DatabaseDown { lasts } => {
+                self.history.note(self.now, "database down", "");
+                self.database_down = true;
+                self.outage += 1;
+                let outage = self.outage;
+                self.after(lasts, Happening::DatabaseUp { outage });
+            }
+            Fault::DatabaseSlow { lasts } => {
+                self.history.note(self.now, "database slow", "");
+                self.database_slow_until = self.now + lasts;
+            }
+            Fault::Cordon { node, drain } => {
+                self.operate(node, if drain { NodeChange::Drain } else { NodeChange::Cordon });
+            }
+            Fault::Uncordon { node } => self.operate(node, NodeChange::Uncordon),
+        }
+    }
+
+    pub fn database_up(&mut self, outage: Option<u64>) {
+        if self.database_down && outage.is_none_or(|outage| outage == self.outage) {
+            self.history.note(self.now, "database up", "");
+            self.database_down = false;
+        }
+    }
+
+    /// Everything that can be mended is.
+    pub fn heal(&mut self) {
+        self.history.note(self.now, "all is healed", "");
+        self.healed = true;
+        self.crash_at = None;
+        self.frozen_until = self.frozen_until.min(self.now);
+        self.database_slow_until = 0;
+        self.database_up(None);
+        for node in 0..self.links.len() {
+            self.unblock(node, None);
+            self.operate(node, NodeChange::Uncordon);
+        }
+        self.at(self.now + SECOND, Happening::Probe);
+    }
+
+    /// What is not over yet.
+    pub fn unfinished(&self) -> Option<String> {
+        if let Some(open) = self.database.jobs.values().find(|job| !is_final(job.row.state)) {
+            let tasks: Vec<String> = self
+                .database
+                .tasks
+                .values()
+                .filter(|row| row.key.job == open.row.number && row.finished_at.is_none())
+                .map(|row| format!("{} {:?} attempt {}", row.key, row.state, row.attempt))
+                .collect();
+            return Some(format!(
+                "{} is {:?}, ending {:?}: {tasks:?}",
+                open.row.number, open.row.state, open.row.ending
+            ));
+        }
+        self.unserved()
+            .or_else(|| (0..self.machines.len()).find_map(|node| self.leftover(node)))
+            .or_else(|| self.history.alive().next().map(|(key, fact)| format!("{key} lives: {fact:?}")))
+    }
+
+    /// Nothing is left behind.
+    pub fn check_end(&mut self) {
+        self.check_people();
+        let views = self.node_views();
+        let busy = views.iter().find(|view| {
+            view.running + view.queued > 0
+                || view.slots_free != view.slots
+                || view.memory_free != view.memory_total
+        });
+        if let Some(view) = busy {
+            self.history.fail(self.now, format!("resources are not given back: {view:?}"));
+        }
+        let mut tasks = Counts::default();
+        for job in self.database.jobs.values() {
+            tasks.add(&job.row.counts);
+        }
+        let totals = self.engine().map(coordinator::engine::Engine::totals);
+        let jobs = self.database.jobs.len() as u64;
+        match totals {
+            Some(totals) if totals.tasks == tasks && totals.jobs.iter().sum::<u64>() == jobs => {}
+            Some(totals) => {
+                self.history.fail(self.now, format!("{jobs} jobs with {tasks:?} are counted as {totals:?}"));
+            }
+            None => self.history.fail(self.now, "nobody leads"),
+        }
+    }
+
+    /// A node is back: what was replaced meanwhile must die soon.
+    pub fn check_killed_later(&mut self, node: usize, registered: &Registered) {
+        let verdicts: BTreeMap<AttemptKey, Verdict> = registered.verdicts.iter().copied().collect();
+        let replaced = |key: &&AttemptKey| {
+            self.database.attempts.get(key).is_some_and(|row| row.ended.is_some())
+                && verdicts.contains_key(key)
+        };
+        let here = self.history.alive().filter(|(_, fact)| fact.node == node).map(|(key, _)| key);
+        let doomed: Vec<AttemptKey> = here.filter(replaced).copied().collect();
+        for key in doomed {
+            self.after(KILLED_WITHIN, Happening::MustBeDead { node, key, life: self.life_of(node) });
+        }
+    }
+
+    pub fn must_be_dead(&mut self, node: usize, key: AttemptKey, life: u64) {
+        let lives = self.history.processes.get(&key).is_some_and(|fact| fact.ended.is_none());
+        if lives && self.life_of(node) == life {
+            self.history
+                .fail(self.now, format!("{key} was replaced, its node {node} is back, and it lives on"));
+        }
+    }
+
+    fn life_of(&self, node: usize) -> u64 {
+        self.machines[node].daemon.as_ref().map_or(0, |daemon| daemon.life)
+    }
+}

@@ -1,0 +1,288 @@
+//! What happened: the true story of every process, and the promises that are checked as soon as
+//! something could break one. See `docs/simulation.md` for the list.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use coordinator::engine::{
+    effect::{AttemptRow, TaskRow},
+    event::Registration,
+    types::{Cause, TaskState, Time},
+};
+use mesh_proto::ids::{AttemptKey, BootId, JobNumber, NodeId, SessionId};
+
+use crate::{
+    database::{Database, Landed, is_given_back},
+    plan::Micros,
+};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Exited(i32),
+    Killed,
+    /// With its machine.
+    Vanished,
+}
+
+/// What is true of a process.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessFact {
+    pub node: usize,
+    pub ended: Option<Exit>,
+}
+
+/// What the coordinator was told by a node, as far as its engine took it in.
+#[derive(Clone, Debug, Default)]
+struct Contact {
+    heard: Time,
+    /// The end of the last silence that was long enough for `OFFLINE`.
+    silent_until: Option<Time>,
+    boot: Option<BootId>,
+    held: BTreeSet<AttemptKey>,
+    /// Registered since memory was read.
+    session: Option<SessionId>,
+}
+
+/// The record of one run.
+#[derive(Debug, Default)]
+pub struct History {
+    trace: bool,
+    /// The first broken promise.
+    pub broken: Option<String>,
+    /// How often what happened.
+    pub counts: BTreeMap<&'static str, u64>,
+    pub processes: BTreeMap<AttemptKey, ProcessFact>,
+    /// Nodes whose cordon or drain was acknowledged, and since when.
+    pub cordoned: BTreeMap<NodeId, Time>,
+    contacts: BTreeMap<NodeId, Contact>,
+    /// Of everything that was noted: equal seeds give equal digests.
+    pub digest: u64,
+}
+
+impl History {
+    #[must_use]
+    pub fn new(trace: bool) -> Self {
+        Self { trace, ..Self::default() }
+    }
+
+    /// Notes that something happened.
+    pub fn note(&mut self, now: Micros, what: &'static str, of: impl Display) {
+        *self.counts.entry(what).or_default() += 1;
+        for byte in now.to_le_bytes().iter().chain(what.as_bytes()) {
+            // FNV-1a.
+            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        if self.trace {
+            println!("{:>12.6}  {what:<34} {of}", now as f64 / 1e6);
+        }
+    }
+
+    /// A promise is broken; the first one is what is told.
+    pub fn fail(&mut self, now: Micros, why: impl Into<String>) {
+        let why = why.into();
+        self.note(now, "BROKEN", &why);
+        self.broken.get_or_insert(why);
+    }
+
+    /// Memory was read anew: silence counts from now.
+    pub fn term_begins(&mut self, now: Time) {
+        for contact in self.contacts.values_mut() {
+            contact.heard = contact.heard.max(now);
+            contact.session = None;
+        }
+    }
+
+    /// The engine takes in a word of a node; a heartbeat counts in the session that it knows.
+    pub fn heard(&mut self, node: NodeId, beat: Option<SessionId>, now: Time, offline_after_ms: u64) {
+        let contact = self.contacts.entry(node).or_default();
+        if beat.is_some() && beat != contact.session {
+            return;
+        }
+        if now.since(contact.heard) > offline_after_ms {
+            contact.silent_until = Some(now);
+        }
+        contact.heard = now;
+    }
+
+    /// The engine takes in a registration: what the node truly holds.
+    pub fn registered(&mut self, new: &Registration) {
+        let contact = self.contacts.entry(new.node).or_default();
+        contact.boot = Some(new.boot);
+        contact.session = Some(new.session);
+        contact.held = new.inventory.iter().map(|(key, _)| *key).collect();
+    }
+
+    /// Whether the engine may declare this attempt lost. A silent node is suspected, not
+    /// replaced; an attempt that its node holds is not lost.
+    pub fn check_lost(&mut self, micros: Micros, row: &AttemptRow, offline_after_ms: u64) {
+        let Some((at, end)) = &row.ended else { return };
+        if end.cause != Cause::Lost {
+            return;
+        }
+        let unknown = Contact::default();
+        let contact = self.contacts.get(&row.node).unwrap_or(&unknown);
+        let silent = at.since(contact.heard) > offline_after_ms
+            || contact.silent_until.is_some_and(|until| until > row.assigned_at);
+        let justified = match end.message.as_str() {
+            "the node restarted" => contact.boot.is_some_and(|boot| boot != row.boot),
+            "the agent has no record of it" => !contact.held.contains(&row.key),
+            _ => silent,
+        };
+        if !justified {
+            let why = format!("{} is given up too early ({}): heard {contact:?}", row.key, end.message);
+            self.fail(micros, why);
+        }
+    }
+
+    /// A process starts: its assignment is committed for this node and boot, and this is the
+    /// first time; what was given back never starts.
+    pub fn process_starts(
+        &mut self,
+        now: Micros,
+        key: AttemptKey,
+        node: usize,
+        id: NodeId,
+        boot: BootId,
+        database: &Database,
+    ) {
+        self.note(now, "process starts", format_args!("{key} at node {node}"));
+        let wrong = match database.attempts.get(&key) {
+            None => Some("its assignment is not committed".to_owned()),
+            Some(row) if row.node != id || row.boot != boot => Some(format!("it is assigned as {row:?}")),
+            Some(row) => match &row.ended {
+                Some((_, end)) if end.cause != Cause::Lost => Some(format!("it has ended: {end:?}")),
+                Some(_) | None => None,
+            },
+        };
+        if let Some(wrong) = wrong {
+            self.fail(now, format!("{key} starts at node {node}, but {wrong}"));
+        }
+        let fact = ProcessFact { node, ended: None };
+        if self.processes.insert(key, fact).is_some() {
+            self.fail(now, format!("{key} starts twice"));
+        }
+    }
+
+    pub fn process_ends(&mut self, now: Micros, key: AttemptKey, exit: Exit) {
+        self.note(now, "process ends", format_args!("{key}: {exit:?}"));
+        if let Some(fact) = self.processes.get_mut(&key)
+            && fact.ended.is_none()
+        {
+            fact.ended = Some(exit);
+        }
+    }
+
+    /// The processes that live.
+    pub fn alive(&self) -> impl Iterator<Item = (&AttemptKey, &ProcessFact)> {
+        self.processes.iter().filter(|(_, fact)| fact.ended.is_none())
+    }
+
+    /// Checks what a commit made true against what is true.
+    pub fn landed(&mut self, now: Micros, landed: &Landed, database: &Database) {
+        for row in &landed.assigned {
+            self.note(now, "assigned", row.key);
+            if let Some(since) = self.cordoned.get(&row.node)
+                && row.assigned_at > *since
+            {
+                self.fail(now, format!("{} is assigned to a node that takes nothing", row.key));
+            }
+            if let Err(unmet) = check_needs(database, row.key) {
+                self.fail(now, unmet);
+            }
+        }
+        for row in &landed.ended {
+            if let Err(untrue) = self.check_end(row) {
+                self.fail(now, untrue);
+            }
+        }
+        for row in &landed.finished_tasks {
+            self.note(now, finished(row), row.key);
+            self.check_processes_gone(now, database, row.key.job, |key| key.task == row.key);
+        }
+        for job in &landed.finished_jobs {
+            self.note(now, "job is over", format_args!("{job}"));
+            self.check_processes_gone(now, database, *job, |_| true);
+        }
+    }
+
+    /// The end that is committed is the end that was.
+    fn check_end(&mut self, row: &AttemptRow) -> Result<(), String> {
+        let Some((_, end)) = &row.ended else { return Ok(()) };
+        let key = row.key;
+        let fact = self.processes.get(&key).copied();
+        let count = match end.cause {
+            Cause::Lost => "attempt lost",
+            _ if is_given_back(end) => "attempt given back",
+            _ => "attempt ends",
+        };
+        *self.counts.entry(count).or_default() += 1;
+        if end.cause == Cause::Lost {
+            return Ok(());
+        }
+        if is_given_back(end) {
+            return match fact {
+                None => Ok(()),
+                Some(fact) => Err(format!("{key} counts as given back, but it began: {fact:?}")),
+            };
+        }
+        if let Some(ProcessFact { ended: None, .. }) = fact {
+            return Err(format!("{key} is ended as {end:?}, but its process lives"));
+        }
+        if end.cause == Cause::Exit && fact.and_then(|fact| fact.ended) != end.exit_code.map(Exit::Exited) {
+            return Err(format!("{key} is ended as {end:?}, but its process: {fact:?}"));
+        }
+        Ok(())
+    }
+
+    /// Of what is over no process lives, but for attempts whose node was offline.
+    fn check_processes_gone(
+        &mut self,
+        now: Micros,
+        database: &Database,
+        job: JobNumber,
+        of: impl Fn(&AttemptKey) -> bool,
+    ) {
+        let lives = self.alive().map(|(key, _)| *key).find(|key| {
+            let lost = database.attempts.get(key).and_then(|row| row.ended.as_ref());
+            key.task.job == job && of(key) && lost.is_none_or(|(_, end)| end.cause != Cause::Lost)
+        });
+        if let Some(key) = lives {
+            self.fail(now, format!("{job} is over in part, but the process of {key} lives"));
+        }
+    }
+}
+
+fn finished(row: &TaskRow) -> &'static str {
+    match row.state {
+        TaskState::Completed => "task completed",
+        TaskState::Failed => "task failed",
+        TaskState::Cancelled => "task cancelled",
+        TaskState::Unspecified
+        | TaskState::Blocked
+        | TaskState::Queued
+        | TaskState::Assigned
+        | TaskState::Running
+        | TaskState::Retrying => "task goes on",
+    }
+}
+
+/// A task is assigned only when what it needs is completed.
+fn check_needs(database: &Database, key: AttemptKey) -> Result<(), String> {
+    let Some(job) = database.jobs.get(&key.task.job) else {
+        return Err(format!("{key} is assigned, but its job has no row"));
+    };
+    for need in &job.new.tasks[key.task.task as usize].needs {
+        let total = job.new.tasks[need.task as usize].total;
+        let done = |index: u32| {
+            database
+                .rows(key.task.job, need.task)
+                .any(|row| row.key.index == index && row.state == TaskState::Completed)
+        };
+        let met = if need.same_index { done(key.task.index) } else { (0..total).all(done) };
+        if !met {
+            return Err(format!("{key} is assigned before what it needs is completed"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,386 @@
+//! A machine: its disk, its jail with the processes, and its daemon. The jail outlives the
+//! daemon; a reboot ends both and leaves the disk.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use agent::attempts::{Capacity, Input, Table};
+use coordinator::engine::event::{Facts, NodeRecord};
+use mesh_proto::ids::{AttemptKey, BootId, NodeId};
+use mesh_proto::v1;
+
+use crate::{
+    daemon::{Daemon, Phase},
+    history::Exit,
+    network::Point,
+    plan::{Behaviour, MS, Micros, SECOND},
+    runner::{self, Runner, RunnerStep},
+    world::{Happening, World},
+};
+
+/// What is written down of an attempt.
+#[derive(Debug)]
+pub struct Record {
+    pub boot: u64,
+    pub slot: u32,
+    pub assignment: Arc<v1::Assignment>,
+    /// The jail may have been asked to start it.
+    pub executed: bool,
+    pub end: Option<Box<v1::Ended>>,
+    damaged: bool,
+}
+
+impl Record {
+    #[must_use]
+    pub fn new(boot: u64, slot: u32, assignment: Arc<v1::Assignment>) -> Self {
+        Self { boot, slot, assignment, executed: false, end: None, damaged: false }
+    }
+}
+
+/// A process under the jail; its exit record stays until it is forgotten.
+#[derive(Debug)]
+pub struct Process {
+    /// Counts the ends that were planned for it: only the last one happens.
+    plan: u64,
+    pub started: Option<Micros>,
+    ends: Micros,
+    stubborn: bool,
+    pub exit: Option<(Exit, u64)>,
+    kill_at: Option<Micros>,
+    pub output: u64,
+}
+
+/// One machine.
+#[derive(Debug)]
+pub struct Machine {
+    pub id: NodeId,
+    pub boot: u64,
+    pub disk: BTreeMap<AttemptKey, Record>,
+    pub jail: BTreeMap<AttemptKey, Process>,
+    /// The highest point of the coordinator's history that it has seen; on disk.
+    pub seen: Point,
+    pub daemon: Option<Daemon>,
+    pub capacity: Capacity,
+}
+
+/// What happens in a daemon.
+#[derive(Clone, Copy, Debug)]
+pub enum DaemonStep {
+    Connect,
+    /// A call was not answered in time.
+    Late {
+        call: u64,
+    },
+    Beat {
+        session: mesh_proto::ids::SessionId,
+    },
+    Flush,
+    Runner {
+        key: AttemptKey,
+        step: RunnerStep,
+    },
+    /// The files of an attempt are removed.
+    Remove {
+        key: AttemptKey,
+    },
+}
+
+/// What happens in a jail.
+#[derive(Clone, Copy, Debug)]
+pub enum JailStep {
+    Launch,
+    End { plan: u64, exit: Exit },
+}
+
+impl Machine {
+    #[must_use]
+    pub fn new(index: usize, facts: &Facts) -> Self {
+        Self {
+            id: NodeId(uuid::Uuid::from_u128(index as u128 + 1)),
+            boot: 0,
+            disk: BTreeMap::new(),
+            jail: BTreeMap::new(),
+            seen: (0, 0),
+            daemon: None,
+            capacity: Capacity {
+                slots: facts.slots,
+                cpu_millis: facts.total.cpu_millis,
+                memory_bytes: facts.total.memory,
+                named: facts.total.named.clone(),
+            },
+        }
+    }
+
+    #[must_use]
+    pub fn boot_id(&self) -> BootId {
+        BootId(uuid::Uuid::from_u128((self.id.0.as_u128() << 64) | u128::from(self.boot)))
+    }
+
+    /// The node's row after it joined.
+    #[must_use]
+    pub fn record(&self) -> NodeRecord {
+        NodeRecord {
+            id: self.id,
+            name: format!("n{}", self.id.0.as_u128()),
+            boot: None,
+            cordoned: false,
+            draining: false,
+            tags: BTreeMap::new(),
+        }
+    }
+
+    /// Processors, memory and named resources that its processes use, and whether that is more
+    /// than it has.
+    fn overload(&self) -> Option<String> {
+        let living =
+            self.jail.iter().filter(|(_, process)| process.started.is_some() && process.exit.is_none());
+        let used = living.filter_map(|(key, _)| self.disk.get(key)?.assignment.resources.clone());
+        let (mut cpu, mut memory) = (0, 0);
+        let mut named: BTreeMap<String, u64> = BTreeMap::new();
+        let share = self.capacity.memory_bytes / u64::from(self.capacity.slots.max(1));
+        for resources in used {
+            cpu += u64::from(resources.cpu_millis);
+            memory += if resources.memory_bytes == 0 { share } else { resources.memory_bytes };
+            for (name, units) in resources.named {
+                *named.entry(name).or_default() += units;
+            }
+        }
+        let has = |name: &String| self.capacity.named.get(name).copied().unwrap_or(0);
+        let over = cpu > self.capacity.cpu_millis
+            || memory > self.capacity.memory_bytes
+            || named.iter().any(|(name, units)| *units > has(name));
+        over.then(|| format!("{cpu} of {} cpu, {memory} bytes, {named:?}", self.capacity.cpu_millis))
+    }
+}
+
+impl World {
+    /// The daemon starts and takes up what an earlier one left.
+    pub fn boot(&mut self, node: usize, damage: bool) {
+        if self.machines[node].daemon.is_some() {
+            return;
+        }
+        let life = self.number();
+        self.history.note(self.now, "daemon starts", format_args!("node {node}"));
+        if damage {
+            let keys: Vec<AttemptKey> = self.machines[node].disk.keys().copied().collect();
+            let hit = self.rng.pick(&keys);
+            if let Some(record) = hit.and_then(|key| self.machines[node].disk.get_mut(&key)) {
+                record.damaged = true;
+            }
+        }
+        let machine = &mut self.machines[node];
+        machine.daemon = Some(Daemon::new(life, Table::new(machine.capacity.clone())));
+        let boot = machine.boot;
+        let mut kept: Vec<AttemptKey> = Vec::new();
+        let mut buried: Vec<AttemptKey> = Vec::new();
+        for (key, record) in &machine.disk {
+            if record.boot == boot && !record.damaged && (record.end.is_some() || record.executed) {
+                kept.push(*key);
+            } else {
+                buried.push(*key);
+            }
+        }
+        buried.extend(machine.jail.keys().filter(|key| !machine.disk.contains_key(key)));
+        for key in kept {
+            self.recover(node, key);
+        }
+        for key in buried {
+            self.history.note(self.now, "attempt buried", key);
+            self.kill_at_once(node, key);
+            let machine = &mut self.machines[node];
+            machine.jail.remove(&key);
+            let record = machine.disk.remove(&key);
+            if record.is_some_and(|record| record.damaged && record.boot == boot) {
+                // It may have run: it is told as ended, also after the next restart.
+                let assignment =
+                    Arc::new(v1::Assignment { attempt: Some(key.into()), ..v1::Assignment::default() });
+                let end = runner::infra("its record on this node's disk was damaged");
+                let mut record = Record::new(boot, 0, Arc::clone(&assignment));
+                record.end = Some(end.clone());
+                machine.disk.insert(key, record);
+                self.input(node, Input::Recovered { assignment, slot: 0, started: None, ended: Some(end) });
+            }
+        }
+        let wait = self.rng.skewed(MS, 500 * MS);
+        self.after(wait, Happening::Daemon { node, life, step: DaemonStep::Connect });
+    }
+
+    fn recover(&mut self, node: usize, key: AttemptKey) {
+        let machine = &self.machines[node];
+        let Some(record) = machine.disk.get(&key) else { return };
+        let (assignment, slot, ended) = (Arc::clone(&record.assignment), record.slot, record.end.clone());
+        let process = machine.jail.get(&key);
+        let runs = process.is_some_and(|process| process.started.is_some() && process.exit.is_none());
+        let step = match process {
+            _ if ended.is_some() => None,
+            Some(process) if process.exit.is_some() => Some(RunnerStep::Exited),
+            Some(process) if process.started.is_some() => Some(RunnerStep::Started),
+            Some(_) => None,
+            None => Some(RunnerStep::Vanished),
+        };
+        self.history.note(self.now, "attempt taken up", key);
+        let resumes = ended.is_none();
+        let started = runs.then(|| started(self.now));
+        self.input(node, Input::Recovered { assignment: Arc::clone(&assignment), slot, started, ended });
+        if resumes && let Some(daemon) = &mut self.machines[node].daemon {
+            daemon.runners.insert(key, Runner::resumed(slot, assignment));
+        }
+        if let Some(step) = step {
+            self.runner_after(node, key, (0, 5 * MS), step);
+        }
+    }
+
+    /// kill -9 of the daemon.
+    pub fn kill_daemon(&mut self, node: usize, down: Micros, damage: bool) {
+        if self.machines[node].daemon.take().is_none() {
+            return;
+        }
+        self.history.note(self.now, "daemon killed", format_args!("node {node}"));
+        for connection in self.connections_of(node) {
+            let server = self.rng.skewed(0, 50 * MS);
+            self.cut(connection, 0, server);
+        }
+        self.after(down, Happening::Boot { node, damage });
+    }
+
+    /// The machine loses power, and comes back.
+    pub fn reboot(&mut self, node: usize, down: Micros) {
+        let had_daemon = self.machines[node].daemon.take().is_some();
+        self.history.note(self.now, "machine reboots", format_args!("node {node}"));
+        let machine = &mut self.machines[node];
+        machine.boot += 1;
+        for (key, process) in std::mem::take(&mut machine.jail) {
+            if process.started.is_some() && process.exit.is_none() {
+                self.history.process_ends(self.now, key, Exit::Vanished);
+            }
+        }
+        for connection in self.connections_of(node) {
+            // Nobody says goodbye.
+            let server = self.rng.range(5 * SECOND, 25 * SECOND);
+            self.cut(connection, 0, server);
+        }
+        if had_daemon {
+            self.after(down, Happening::Boot { node, damage: false });
+        }
+    }
+
+    /// The jail is asked to start an attempt.
+    pub fn launch(&mut self, node: usize, key: AttemptKey) {
+        let stubborn = self.behaviour(key).stubborn;
+        let process = Process {
+            plan: 0,
+            started: None,
+            ends: 0,
+            stubborn: self.rng.chance(stubborn),
+            exit: None,
+            kill_at: None,
+            output: 0,
+        };
+        let machine = &mut self.machines[node];
+        machine.jail.insert(key, process);
+        let boot = machine.boot;
+        let wait = self.rng.skewed(50, 2 * MS);
+        self.after(wait, Happening::Jail { node, boot, key, step: JailStep::Launch });
+    }
+
+    fn behaviour(&self, key: AttemptKey) -> Behaviour {
+        let uuid = self.database.jobs.get(&key.task.job).map(|job| job.new.uuid);
+        let job = uuid.map_or(0, |uuid| (uuid.0.as_u128() >> 64) as usize);
+        self.plan.jobs[job].behaviours[key.task.task as usize]
+    }
+
+    /// Asks the jail to end a process: SIGTERM, grace, SIGKILL.
+    pub fn kill(&mut self, node: usize, key: AttemptKey, grace: Micros) {
+        let quick = self.rng.skewed(MS, 200 * MS);
+        let Some(process) = self.machines[node].jail.get_mut(&key) else { return };
+        let deadline = self.now + grace;
+        process.kill_at = Some(process.kill_at.map_or(deadline, |at| at.min(deadline)));
+        if process.started.is_none() || process.exit.is_some() {
+            return;
+        }
+        let at = if process.stubborn { deadline + MS } else { (self.now + quick).min(deadline + MS) };
+        self.end_process_at(node, key, at, Exit::Killed);
+    }
+
+    fn end_process_at(&mut self, node: usize, key: AttemptKey, at: Micros, exit: Exit) {
+        let machine = &mut self.machines[node];
+        let boot = machine.boot;
+        let Some(process) = machine.jail.get_mut(&key) else { return };
+        if process.plan > 0 && process.ends <= at {
+            return;
+        }
+        process.plan += 1;
+        process.ends = at;
+        let plan = process.plan;
+        self.at(at, Happening::Jail { node, boot, key, step: JailStep::End { plan, exit } });
+    }
+
+    fn kill_at_once(&mut self, node: usize, key: AttemptKey) {
+        let lives = |process: &&Process| process.started.is_some() && process.exit.is_none();
+        if self.machines[node].jail.get(&key).as_ref().is_some_and(lives) {
+            self.history.process_ends(self.now, key, Exit::Killed);
+        }
+    }
+
+    pub fn jail_step(&mut self, node: usize, boot: u64, key: AttemptKey, step: JailStep) {
+        let machine = &mut self.machines[node];
+        if machine.boot != boot {
+            return;
+        }
+        let Some(process) = machine.jail.get_mut(&key) else { return };
+        match step {
+            JailStep::Launch => {
+                process.started = Some(self.now);
+                let (id, boot_id) = (machine.id, machine.boot_id());
+                self.history.process_starts(self.now, key, node, id, boot_id, &self.database);
+                if let Some(over) = self.machines[node].overload() {
+                    self.history.fail(self.now, format!("node {node} runs more than it has: {over}"));
+                }
+                self.run_process(node, key);
+            }
+            JailStep::End { plan, exit } => {
+                if process.plan != plan || process.exit.is_some() {
+                    return;
+                }
+                let run_ms = (self.now - process.started.unwrap_or(self.now)) / MS;
+                process.exit = Some((exit, run_ms));
+                self.history.process_ends(self.now, key, exit);
+                self.runner_after(node, key, (0, 3 * MS), RunnerStep::Exited);
+            }
+        }
+    }
+
+    fn run_process(&mut self, node: usize, key: AttemptKey) {
+        let behaviour = self.behaviour(key);
+        let run = self.rng.range(behaviour.run_ms.0 * MS, behaviour.run_ms.1 * MS);
+        let fails = self.rng.chance(behaviour.fails);
+        let output = if behaviour.output == 0 { 0 } else { self.rng.range(1, behaviour.output) };
+        let Some(process) = self.machines[node].jail.get_mut(&key) else { return };
+        process.output = output;
+        let kill_at = process.kill_at;
+        self.end_process_at(node, key, self.now + run, Exit::Exited(i32::from(fails) * 3));
+        if let Some(at) = kill_at {
+            self.end_process_at(node, key, at.max(self.now + MS), Exit::Killed);
+        }
+        self.runner_after(node, key, (0, 2 * MS), RunnerStep::Started);
+    }
+
+    /// Whether anything of attempts is left on a machine.
+    pub fn leftover(&self, node: usize) -> Option<String> {
+        let machine = &self.machines[node];
+        let Some(daemon) = &machine.daemon else { return Some(format!("node {node} has no daemon")) };
+        if !matches!(daemon.phase, Phase::Live { .. }) {
+            return Some(format!("node {node} has no session"));
+        }
+        if !daemon.table.is_idle() || daemon.table.running() + daemon.table.waiting() > 0 {
+            return Some(format!("node {node} holds {:?}", daemon.table.inventory()));
+        }
+        let keys: Vec<&AttemptKey> = machine.disk.keys().chain(machine.jail.keys()).collect();
+        (!keys.is_empty()).then(|| format!("node {node} keeps {keys:?}"))
+    }
+}
+
+/// A start as it is told.
+#[must_use]
+pub fn started(now: Micros) -> v1::Started {
+    v1::Started { at_ms: now / MS + 1, sandbox: v1::SandboxLevel::Basic.into() }
+}

@@ -1,0 +1,340 @@
+//! The network between coordinator and agents: connections that break, block in one or both
+//! directions, and deliver late. Within a stream messages keep their order; across streams and
+//! connections they overtake each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coordinator::engine::{effect::Verdict, event::Held};
+use mesh_proto::ids::{AttemptKey, BootId, SessionId};
+use mesh_proto::v1::{self, AckKind};
+
+use crate::{
+    plan::{MS, Micros, SECOND},
+    world::{Happening, World},
+};
+
+/// What an agent says.
+#[derive(Clone, Debug)]
+pub enum Up {
+    Register {
+        call: u64,
+        boot: BootId,
+        inventory: Vec<(AttemptKey, Held)>,
+        seen: Point,
+    },
+    Heartbeat {
+        call: u64,
+        session: SessionId,
+    },
+    OpenAssign {
+        session: SessionId,
+    },
+    /// The agent dropped the streams of a session.
+    Dropped {
+        session: SessionId,
+    },
+    Results {
+        session: SessionId,
+        events: Vec<v1::AttemptEvent>,
+    },
+    Output {
+        session: SessionId,
+        key: AttemptKey,
+        length: u64,
+    },
+}
+
+/// What the coordinator says.
+#[derive(Clone, Debug)]
+pub enum Down {
+    Registered { call: u64, answer: Result<Registered, No> },
+    Beat { call: u64, answer: Result<Point, No> },
+    Assign { session: SessionId, orders: Vec<Order>, leader: Point },
+    AssignEnded { session: SessionId },
+    Acks { session: SessionId, acks: Vec<(AttemptKey, AckKind, bool)> },
+    ResultsEnded { session: SessionId },
+    OutputAck { session: SessionId, key: AttemptKey, durable: u64, discard: bool },
+}
+
+/// Epoch and seq.
+pub type Point = (u64, u64);
+
+#[derive(Clone, Debug)]
+pub struct Registered {
+    pub session: SessionId,
+    pub verdicts: Vec<(AttemptKey, v1::Verdict)>,
+    pub leader: Point,
+}
+
+/// An answer that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum No {
+    Unavailable,
+    Stale,
+}
+
+/// An order on the assignment stream.
+#[derive(Clone, Debug)]
+pub enum Order {
+    Start(AttemptKey),
+    Cancel(AttemptKey),
+    Withdraw(AttemptKey),
+    RegisterAgain,
+}
+
+/// Verdicts as the engine gives them, before the look-ups.
+pub type EngineVerdicts = Vec<(AttemptKey, Verdict)>;
+
+/// A message on its way.
+#[derive(Clone, Debug)]
+pub enum Message {
+    Up(Up),
+    Down(Down),
+}
+
+/// Streams within which messages keep their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lane {
+    Results,
+    Output,
+    Assign,
+    Acks,
+    OutputAcks,
+}
+
+impl Message {
+    fn lane(&self) -> Option<Lane> {
+        match self {
+            Self::Up(Up::Results { .. }) => Some(Lane::Results),
+            Self::Up(Up::Output { .. }) => Some(Lane::Output),
+            Self::Down(Down::Assign { .. } | Down::AssignEnded { .. }) => Some(Lane::Assign),
+            Self::Down(Down::Acks { .. } | Down::ResultsEnded { .. }) => Some(Lane::Acks),
+            Self::Down(Down::OutputAck { .. }) => Some(Lane::OutputAcks),
+            Self::Up(
+                Up::Register { .. } | Up::Heartbeat { .. } | Up::OpenAssign { .. } | Up::Dropped { .. },
+            )
+            | Self::Down(Down::Registered { .. } | Down::Beat { .. }) => None,
+        }
+    }
+}
+
+/// The way between one node and the coordinator.
+#[derive(Debug, Default)]
+pub struct Link {
+    pub up_blocked: bool,
+    pub down_blocked: bool,
+    /// Counts the blocks, so that the end of one does not end the next.
+    block: u64,
+    held: Vec<(u64, Message)>,
+}
+
+impl Link {
+    pub fn is_blocked(&self) -> bool {
+        self.up_blocked || self.down_blocked
+    }
+}
+
+/// One connection, with all its streams.
+#[derive(Debug)]
+pub struct Connection {
+    pub node: usize,
+    /// The lives of its two ends.
+    pub daemon: u64,
+    pub process: u64,
+    /// Whether each end still believes in it.
+    pub agent_open: bool,
+    pub server_open: bool,
+    cut: bool,
+    last: BTreeMap<Lane, Micros>,
+    lost: BTreeSet<Lane>,
+}
+
+/// An end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Agent,
+    Server,
+}
+
+impl World {
+    /// A new connection of a node to the coordinator that lives.
+    pub fn connect(&mut self, node: usize, daemon: u64) -> Option<u64> {
+        let process = self.coordinator.as_ref()?.life;
+        let id = self.number();
+        let connection = Connection {
+            node,
+            daemon,
+            process,
+            agent_open: true,
+            server_open: true,
+            cut: false,
+            last: BTreeMap::new(),
+            lost: BTreeSet::new(),
+        };
+        self.connections.insert(id, connection);
+        Some(id)
+    }
+
+    /// Sends a message; whether it arrives is another matter.
+    pub fn send(&mut self, connection: u64, message: Message) {
+        let mut latency = self.rng.skewed(50, 3 * MS);
+        if self.rng.chance(self.weather().late) {
+            latency += self.rng.skewed(MS, 30 * SECOND);
+        }
+        let mut at = self.now + latency;
+        let Some(open) = self.connections.get_mut(&connection) else { return };
+        let sender_open = match message {
+            Message::Up(_) => open.agent_open,
+            Message::Down(_) => open.server_open,
+        };
+        if !sender_open {
+            return;
+        }
+        if let Some(lane) = message.lane() {
+            let last = open.last.entry(lane).or_default();
+            at = at.max(*last + 1);
+            *last = at;
+        }
+        self.at(at, Happening::Arrive { connection, message });
+    }
+
+    pub fn arrive(&mut self, connection: u64, message: Message) {
+        let loses = self.rng.chance(500);
+        let Some(open) = self.connections.get_mut(&connection) else { return };
+        let link = &mut self.links[open.node];
+        let blocked = match message {
+            Message::Up(_) => link.up_blocked,
+            Message::Down(_) => link.down_blocked,
+        };
+        if blocked && !open.cut {
+            link.held.push((connection, message));
+            return;
+        }
+        if open.cut {
+            let lane = message.lane();
+            if blocked || loses || lane.is_some_and(|lane| open.lost.contains(&lane)) {
+                open.lost.extend(lane);
+                self.history.note(self.now, "message lost", format_args!("{message:?}"));
+                return;
+            }
+        }
+        let (node, daemon, process) = (open.node, open.daemon, open.process);
+        match message {
+            Message::Up(up) => {
+                let there = open.server_open && self.coordinator.as_ref().is_some_and(|c| c.life == process);
+                if there {
+                    self.history.note(self.now, "arrives", format_args!("from node {node}: {up:?}"));
+                    self.take_up(connection, node, up);
+                }
+            }
+            Message::Down(down) => {
+                let there =
+                    open.agent_open && self.machines[node].daemon.as_ref().is_some_and(|d| d.life == daemon);
+                if there {
+                    self.history.note(self.now, "arrives", format_args!("at node {node}: {down:?}"));
+                    self.take_down(node, connection, down);
+                }
+            }
+        }
+    }
+
+    /// A connection breaks; each side notices in its own time.
+    pub fn cut(&mut self, connection: u64, agent_notices: Micros, server_notices: Micros) {
+        let Some(open) = self.connections.get_mut(&connection) else { return };
+        if std::mem::replace(&mut open.cut, true) {
+            return;
+        }
+        self.history.note(self.now, "connection breaks", format_args!("{connection}"));
+        self.after(agent_notices, Happening::Noticed { connection, side: Side::Agent });
+        self.after(server_notices, Happening::Noticed { connection, side: Side::Server });
+    }
+
+    /// Breaks every connection of a node.
+    pub fn cut_node(&mut self, node: usize) {
+        for connection in self.connections_of(node) {
+            let mut wait = || match self.rng.range(0, 3) {
+                0 => self.rng.skewed(0, 50 * MS),
+                1 => self.rng.skewed(0, 2 * SECOND),
+                _ => self.rng.range(5 * SECOND, 25 * SECOND),
+            };
+            let (agent, server) = (wait(), wait());
+            self.cut(connection, agent, server);
+        }
+    }
+
+    pub fn connections_of(&self, node: usize) -> Vec<u64> {
+        let live = self.connections.iter().filter(|(_, open)| open.node == node);
+        live.map(|(id, _)| *id).collect()
+    }
+
+    pub fn noticed(&mut self, connection: u64, side: Side) {
+        let Some(open) = self.connections.get_mut(&connection) else { return };
+        let (node, daemon, process) = (open.node, open.daemon, open.process);
+        match side {
+            Side::Agent => {
+                open.agent_open = false;
+                if self.machines[node].daemon.as_ref().is_some_and(|d| d.life == daemon) {
+                    self.agent_disconnected(node, connection);
+                }
+            }
+            Side::Server => {
+                open.server_open = false;
+                if self.coordinator.as_ref().is_some_and(|c| c.life == process) {
+                    self.server_disconnected(connection);
+                }
+            }
+        }
+        if let Some(open) = self.connections.get(&connection)
+            && !open.agent_open
+            && !open.server_open
+        {
+            self.connections.remove(&connection);
+        }
+    }
+
+    /// Nothing passes in these directions. A connection that is blocked on one side only is dead
+    /// as well: what is sent is never acknowledged, and keepalives end it.
+    pub fn block(&mut self, node: usize, up: bool, down: bool, lasts: Micros) {
+        let link = &mut self.links[node];
+        link.up_blocked |= up;
+        link.down_blocked |= down;
+        link.block += 1;
+        let block = link.block;
+        self.history.note(self.now, "partition", format_args!("node {node} up {up} down {down}"));
+        let patience = self.rng.range(5 * SECOND, 25 * SECOND);
+        self.after(patience, Happening::Keepalive { node, block });
+        self.after(lasts, Happening::Unblock { node, block });
+    }
+
+    pub fn keepalive(&mut self, node: usize, block: u64) {
+        if self.links[node].block == block && self.links[node].is_blocked() {
+            for connection in self.connections_of(node) {
+                let (agent, server) = (self.rng.skewed(0, 10 * SECOND), self.rng.skewed(0, 10 * SECOND));
+                self.cut(connection, agent, server);
+            }
+        }
+    }
+
+    pub fn unblock(&mut self, node: usize, block: Option<u64>) {
+        let link = &mut self.links[node];
+        if block.is_some_and(|block| block != link.block) || !link.is_blocked() {
+            return;
+        }
+        link.up_blocked = false;
+        link.down_blocked = false;
+        let held = std::mem::take(&mut link.held);
+        self.history.note(self.now, "partition heals", format_args!("node {node}"));
+        // What waited comes in its order, after retransmission.
+        let begin = self.now + self.rng.skewed(MS, SECOND);
+        for (place, (connection, message)) in (0..).zip(held) {
+            let at = begin + place;
+            if let Some(lane) = message.lane()
+                && let Some(open) = self.connections.get_mut(&connection)
+            {
+                let last = open.last.entry(lane).or_default();
+                *last = at.max(*last);
+            }
+            self.at(at, Happening::Arrive { connection, message });
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What a seed decides before anything happens: the nodes, the jobs that will be submitted, and
+//! what will go wrong. Each seed enables some kinds of faults and leaves out others, so that
+//! rare ones are not always drowned by frequent ones.
+
+use std::collections::BTreeMap;
+
+use coordinator::engine::{
+    event::{Facts, Need, NewDefinition},
+    types::{Cause, Requirements, Resources, Retry, SandboxLevel, Settings},
+};
+
+use crate::rng::Rng;
+
+/// Microseconds.
+pub type Micros = u64;
+pub const MS: Micros = 1_000;
+pub const SECOND: Micros = 1_000_000;
+const GIB: u64 = 1 << 30;
+
+/// Everything that is decided at the beginning.
+#[derive(Debug)]
+pub struct Plan {
+    pub nodes: Vec<Facts>,
+    pub jobs: Vec<PlannedJob>,
+    pub faults: Vec<(Micros, Fault)>,
+    /// When everything is healed.
+    pub healed_at: Micros,
+    pub weather: Weather,
+    pub settings: Settings,
+}
+
+/// A job that a client submits.
+#[derive(Clone, Debug)]
+pub struct PlannedJob {
+    pub at: Micros,
+    pub priority: u8,
+    pub keep_going: bool,
+    pub definitions: Vec<NewDefinition>,
+    /// How the processes of each definition behave.
+    pub behaviours: Vec<Behaviour>,
+    pub cancel_after: Option<Micros>,
+    /// The database refuses its rows.
+    pub poison: bool,
+    /// It is submitted twice at the same moment, under one key.
+    pub twice: bool,
+}
+
+/// How processes behave, in milliseconds and thousandths.
+#[derive(Clone, Copy, Debug)]
+pub struct Behaviour {
+    pub run_ms: (u64, u64),
+    pub fails: u64,
+    /// Ignores SIGTERM.
+    pub stubborn: u64,
+    pub grace_ms: u64,
+    /// Bytes of output at the most.
+    pub output: u64,
+}
+
+/// What goes wrong all the time until everything is healed, in thousandths of the cases.
+#[derive(Clone, Debug, Default)]
+pub struct Weather {
+    /// A message, or a handler that takes it, is late by seconds.
+    pub late: u64,
+    /// Requests or answers of clients are lost.
+    pub client_loss: u64,
+    /// A commit fails, or its answer is lost.
+    pub commit: u64,
+    /// Reads of the database fail.
+    pub read: u64,
+    /// Attempts that fail on the node: staging, spawn.
+    pub spawn: u64,
+    /// A handler is interrupted between two steps.
+    pub preempt: u64,
+}
+
+/// Where the coordinator dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitPoint {
+    /// Decided, not sent.
+    BeforeSend,
+    /// Sent; whether it lands is left to the database.
+    InFlight,
+    /// Landed, nothing said.
+    BeforeRelease,
+    /// Some of it said.
+    AmidRelease,
+    /// All of it said.
+    AfterRelease,
+}
+
+/// Every point of the commit path.
+pub const COMMIT_POINTS: [CommitPoint; 5] = [
+    CommitPoint::BeforeSend,
+    CommitPoint::InFlight,
+    CommitPoint::BeforeRelease,
+    CommitPoint::AmidRelease,
+    CommitPoint::AfterRelease,
+];
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// kill -9 of a daemon; its processes go on.
+    KillDaemon {
+        node: usize,
+        down: Micros,
+    },
+    /// A record of the node's disk is damaged while its daemon is down.
+    DamageRecord {
+        node: usize,
+        down: Micros,
+    },
+    Reboot {
+        node: usize,
+        down: Micros,
+    },
+    /// The connection breaks.
+    Cut {
+        node: usize,
+    },
+    /// Nothing passes in the blocked directions.
+    Partition {
+        node: usize,
+        up: bool,
+        down: bool,
+        lasts: Micros,
+    },
+    CrashCoordinator {
+        down: Micros,
+    },
+    CrashAt {
+        point: CommitPoint,
+        down: Micros,
+    },
+    /// The coordinator stands still.
+    Freeze {
+        lasts: Micros,
+    },
+    DatabaseDown {
+        lasts: Micros,
+    },
+    DatabaseSlow {
+        lasts: Micros,
+    },
+    Cordon {
+        node: usize,
+        drain: bool,
+    },
+    Uncordon {
+        node: usize,
+    },
+}
+
+impl Plan {
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x706c_616e);
+        let nodes = (0..rng.range(2, 6)).map(|node| node_facts(&mut rng, node)).collect::<Vec<_>>();
+        let healed_at = rng.range(20, 150) * SECOND;
+        let jobs = (0..rng.range(2, 9)).map(|_| job(&mut rng, healed_at)).collect();
+        let faults = faults(&mut rng, nodes.len(), healed_at);
+        let mut rate = |most: u64| if rng.chance(400) { rng.skewed(1, most) } else { 0 };
+        let weather = Weather {
+            late: rate(100),
+            client_loss: rate(300),
+            commit: rate(60),
+            read: rate(100),
+            spawn: rate(100),
+            preempt: rate(300),
+        };
+        let feed_below_ms = rng.pick(&[0, 2_000, 2_000, 60_000]).unwrap_or(2_000);
+        Self {
+            nodes,
+            jobs,
+            faults,
+            healed_at,
+            weather,
+            settings: Settings { feed_below_ms, ..Settings::default() },
+        }
+    }
+}
+
+/// The first node can hold every task that is ever made.
+fn node_facts(rng: &mut Rng, node: u64) -> Facts {
+    let slots = if node == 0 { rng.range(3, 5) } else { rng.range(1, 5) };
+    let special = node == 0 || rng.chance(300);
+    let one = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    Facts {
+        total: Resources {
+            cpu_millis: slots * 1000,
+            memory: slots * 4 * GIB,
+            named: if special { BTreeMap::from([("license".to_owned(), 2)]) } else { BTreeMap::new() },
+        },
+        slots: slots as u32,
+        tags: if special { one("zone", "a") } else { BTreeMap::new() },
+        capabilities: std::collections::BTreeSet::new(),
+        os: "linux".to_owned(),
+        arch: "x86_64".to_owned(),
+        sandbox: (SandboxLevel::Basic, SandboxLevel::None),
+        cgroup: true,
+        host_network: true,
+        mounts: BTreeMap::new(),
+    }
+}
+
+fn requirements(rng: &mut Rng) -> Requirements {
+    let mut wanted = Requirements {
+        resources: Resources { cpu_millis: 1000, ..Resources::default() },
+        tags: BTreeMap::new(),
+        capabilities: std::collections::BTreeSet::new(),
+        os: None,
+        arch: None,
+        node: None,
+        cgroup: false,
+        host_network: false,
+        mounts: BTreeMap::new(),
+        sandbox: SandboxLevel::Basic,
+    };
+    match rng.range(0, 10) {
+        0 => wanted.resources.cpu_millis = 500,
+        1 => wanted.resources = Resources { cpu_millis: 2500, memory: 9 * GIB, ..Resources::default() },
+        2 => wanted.resources.named = BTreeMap::from([("license".to_owned(), 1)]),
+        3 => wanted.tags = BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+        4 => wanted.resources = Resources { cpu_millis: 250, memory: GIB, ..Resources::default() },
+        _ => {}
+    }
+    wanted
+}
+
+fn job(rng: &mut Rng, healed_at: Micros) -> PlannedJob {
+    let count = rng.range(1, 5) as u32;
+    let mut definitions: Vec<NewDefinition> = Vec::new();
+    let mut behaviours = Vec::new();
+    let short = rng.chance(600);
+    for position in 0..count {
+        let total = if rng.chance(500) { rng.range(2, 14) as u32 } else { 1 };
+        let needs = (0..position).filter(|_| rng.chance(350)).collect::<Vec<_>>();
+        let needs = needs
+            .into_iter()
+            .map(|task| Need {
+                task,
+                same_index: definitions[task as usize].total == total && rng.chance(500),
+            })
+            .collect();
+        let all = vec![
+            Cause::Exit,
+            Cause::Signal,
+            Cause::Timeout,
+            Cause::Oom,
+            Cause::Disk,
+            Cause::Output,
+            Cause::Staging,
+            Cause::Sandbox,
+        ];
+        let retry = Retry {
+            attempts: rng.range(1, 4) as u32,
+            on: if rng.chance(800) { all } else { vec![Cause::Timeout] },
+            backoff_ms: rng.pick(&[0, 200, 2_000]).unwrap_or(200),
+            max_backoff_ms: 5_000,
+            max_lost: rng.pick(&[0, 2, 5, 5]).unwrap_or(5),
+        };
+        definitions.push(NewDefinition {
+            name: format!("t{position}"),
+            array: total > 1,
+            total,
+            requirements: requirements(rng),
+            retry,
+            needs,
+            spec: bytes::Bytes::new(),
+        });
+        let low = if short { rng.range(1, 500) } else { rng.range(100, 20_000) };
+        behaviours.push(Behaviour {
+            run_ms: (low, low * 2),
+            fails: rng.pick(&[0, 0, 50, 300]).unwrap_or(0),
+            stubborn: rng.pick(&[0, 200, 1000]).unwrap_or(0),
+            grace_ms: rng.pick(&[200, 5_000]).unwrap_or(200),
+            output: rng.pick(&[0, 100, 100_000]).unwrap_or(0),
+        });
+    }
+    PlannedJob {
+        at: rng.skewed(0, healed_at * 9 / 10),
+        priority: rng.range(0, 10) as u8,
+        keep_going: rng.chance(400),
+        definitions,
+        behaviours,
+        cancel_after: rng.chance(250).then(|| rng.skewed(0, 40 * SECOND)),
+        poison: rng.chance(40),
+        twice: rng.chance(100),
+    }
+}
+
+fn faults(rng: &mut Rng, nodes: usize, healed_at: Micros) -> Vec<(Micros, Fault)> {
+    let enabled: Vec<u64> = (0..11).filter(|_| rng.chance(450)).collect();
+    let mut faults = Vec::new();
+    for _ in 0..rng.range(0, 22) {
+        let at = rng.range(SECOND, healed_at.max(2 * SECOND));
+        let node = rng.index(nodes);
+        let down = rng.skewed(10 * MS, 50 * SECOND);
+        let lasts = rng.skewed(100 * MS, 90 * SECOND);
+        let fault = match rng.pick(&enabled) {
+            None => break,
+            Some(0) => Fault::KillDaemon { node, down },
+            Some(1) => Fault::Reboot { node, down: down.max(2 * SECOND) },
+            Some(2) => Fault::Cut { node },
+            Some(3) => Fault::Partition { node, up: true, down: true, lasts },
+            Some(4) => {
+                let up = rng.chance(500);
+                Fault::Partition { node, up, down: !up, lasts }
+            }
+            Some(5) => Fault::CrashCoordinator { down: down / 4 },
+            Some(6) => {
+                let point = COMMIT_POINTS[rng.index(COMMIT_POINTS.len())];
+                Fault::CrashAt { point, down: down / 4 }
+            }
+            Some(7) => Fault::Freeze { lasts: lasts / 2 },
+            Some(8) if rng.chance(500) => Fault::DatabaseDown { lasts: lasts / 3 },
+            Some(8) => Fault::DatabaseSlow { lasts: lasts / 2 },
+            Some(9) => Fault::DamageRecord { node, down: down / 4 },
+            Some(_) => {
+                let back = at + rng.skewed(SECOND, 60 * SECOND);
+                faults.push((back.min(healed_at - 1), Fault::Uncordon { node }));
+                Fault::Cordon { node, drain: rng.chance(600) }
+            }
+        };
+        faults.push((at, fault));
+    }
+    faults
+}

@@ -1,0 +1,316 @@
+//! Everything together, and the queue of what happens next. One thread, one clock that jumps
+//! from one happening to the next, one stream of chance: a seed decides all of it.
+
+use std::collections::BTreeMap;
+
+use coordinator::engine::types::Time;
+use mesh_proto::ids::{AttemptKey, NodeId};
+
+use crate::{
+    broken::Broken,
+    client::{Client, ClientStep, Operation, OperatorStep},
+    commit::{Coordinator, Transaction, TxAnswer},
+    database::Database,
+    edge::Handler,
+    history::History,
+    machine::{DaemonStep, JailStep, Machine},
+    network::{Connection, Link, Message, Side},
+    plan::{CommitPoint, Fault, MS, Micros, Plan, SECOND, Weather},
+    rng::Rng,
+};
+
+/// How long everything may take to come to its end once all is healed. The longest wait of all
+/// is for a node that kept failing and is left alone, up to five minutes.
+const PATIENCE: Micros = 900 * SECOND;
+/// The engine's clock at the beginning, in milliseconds.
+const EPOCH_MS: u64 = 1_000_000;
+
+/// Something that will happen.
+#[derive(Debug)]
+pub enum Happening {
+    Fault(Fault),
+    Heal,
+    Probe,
+    // The coordinator, which may stand still.
+    Loop { life: u64 },
+    Committed { life: u64, tx: u64, answer: TxAnswer },
+    GiveUp { life: u64, tx: u64 },
+    Take { life: u64 },
+    Loaded { life: u64, snapshot: Box<coordinator::engine::Snapshot> },
+    Handle { life: u64, handler: Handler },
+    Arrive { connection: u64, message: Message },
+    Noticed { connection: u64, side: Side },
+    // The rest of the world.
+    StartCoordinator,
+    Fence { tx: u64 },
+    Land { tx: u64 },
+    DatabaseUp { outage: u64 },
+    Keepalive { node: usize, block: u64 },
+    Unblock { node: usize, block: u64 },
+    Boot { node: usize, damage: bool },
+    Daemon { node: usize, life: u64, step: DaemonStep },
+    Jail { node: usize, boot: u64, key: AttemptKey, step: JailStep },
+    MustBeDead { node: usize, key: AttemptKey, life: u64 },
+    Client { client: usize, step: ClientStep },
+    Operator { operation: usize, step: OperatorStep },
+}
+
+/// The whole world.
+#[derive(Debug)]
+pub struct World {
+    pub now: Micros,
+    queue: BTreeMap<(Micros, u64), Happening>,
+    numbers: u64,
+    pub rng: Rng,
+    pub plan: Plan,
+    /// The rule that is broken on purpose.
+    pub broken: Option<Broken>,
+    pub healed: bool,
+    pub database: Database,
+    pub transactions: BTreeMap<u64, Transaction>,
+    pub database_down: bool,
+    pub database_slow_until: Micros,
+    pub outage: u64,
+    pub coordinator: Option<Coordinator>,
+    pub frozen_until: Micros,
+    pub crash_at: Option<(CommitPoint, Micros)>,
+    pub machines: Vec<Machine>,
+    pub links: Vec<Link>,
+    pub connections: BTreeMap<u64, Connection>,
+    pub clients: Vec<Client>,
+    pub operations: Vec<Operation>,
+    pub history: History,
+    calm: Weather,
+    done: bool,
+    pub happenings: u64,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub seed: u64,
+    /// What promise was broken, if one was.
+    pub broken: Option<String>,
+    pub counts: BTreeMap<&'static str, u64>,
+    pub digest: u64,
+    pub happenings: u64,
+    /// Simulated.
+    pub lasted: Micros,
+}
+
+/// Plays one seed to its end.
+#[must_use]
+pub fn run(seed: u64, broken: Option<Broken>, trace: bool) -> Outcome {
+    let mut world = World::new(seed, broken, trace);
+    world.begin();
+    while world.history.broken.is_none() && !world.done {
+        world.step();
+    }
+    Outcome {
+        seed,
+        broken: world.history.broken.take(),
+        counts: std::mem::take(&mut world.history.counts),
+        digest: world.history.digest,
+        happenings: world.happenings,
+        lasted: world.now,
+    }
+}
+
+impl World {
+    fn new(seed: u64, broken: Option<Broken>, trace: bool) -> Self {
+        let mut plan = Plan::new(seed);
+        if broken == Some(Broken::ReplacesBeforeOffline) {
+            plan.settings.offline_after_ms = 6_000;
+            plan.settings.suspect_after_ms = 5_500;
+        }
+        let machines: Vec<Machine> =
+            (0..plan.nodes.len()).map(|node| Machine::new(node, &plan.nodes[node])).collect();
+        let mut database = Database::default();
+        for machine in &machines {
+            database.nodes.insert(machine.id, machine.record());
+        }
+        Self {
+            now: 0,
+            queue: BTreeMap::new(),
+            numbers: 0,
+            rng: Rng::new(seed),
+            broken,
+            healed: false,
+            database,
+            transactions: BTreeMap::new(),
+            database_down: false,
+            database_slow_until: 0,
+            outage: 0,
+            coordinator: None,
+            frozen_until: 0,
+            crash_at: None,
+            links: machines.iter().map(|_| Link::default()).collect(),
+            machines,
+            connections: BTreeMap::new(),
+            clients: Client::all(&plan),
+            operations: Vec::new(),
+            history: History::new(trace),
+            calm: Weather::default(),
+            done: false,
+            happenings: 0,
+            plan,
+        }
+    }
+
+    fn begin(&mut self) {
+        self.at(0, Happening::StartCoordinator);
+        for node in 0..self.machines.len() {
+            let at = self.rng.skewed(0, 3 * SECOND);
+            self.at(at, Happening::Boot { node, damage: false });
+        }
+        for client in 0..self.clients.len() {
+            let at = self.plan.jobs[self.clients[client].job].at;
+            self.at(at, Happening::Client { client, step: ClientStep::Submit });
+        }
+        for (at, fault) in self.plan.faults.clone() {
+            self.at(at, Happening::Fault(fault));
+        }
+        self.at(self.plan.healed_at, Happening::Heal);
+    }
+
+    fn step(&mut self) {
+        let Some(((at, _), happening)) = self.queue.pop_first() else {
+            return self.history.fail(self.now, "nothing happens any more, and not everything is over");
+        };
+        self.now = at;
+        self.happenings += 1;
+        if at < self.frozen_until && happening.is_of_coordinator() {
+            let at = self.frozen_until;
+            return self.at(at, happening);
+        }
+        self.happen(happening);
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Fault(fault) => self.strike(fault),
+            Happening::Heal => self.heal(),
+            Happening::Probe => self.probe(),
+            Happening::Loop { life } => self.wake_loop(life),
+            Happening::Committed { life, tx, answer } => self.committed(life, tx, answer),
+            Happening::GiveUp { life, tx } => self.give_up_commit(life, tx),
+            Happening::Take { life } => self.take_lead(life),
+            Happening::Loaded { life, snapshot } => self.loaded(life, *snapshot),
+            Happening::Handle { life, handler } => self.handle(life, handler),
+            Happening::Arrive { connection, message } => self.arrive(connection, message),
+            Happening::Noticed { connection, side } => self.noticed(connection, side),
+            Happening::StartCoordinator => self.start_coordinator(),
+            Happening::Fence { tx } => self.fence(tx),
+            Happening::Land { tx } => self.land(tx),
+            Happening::DatabaseUp { outage } => self.database_up(Some(outage)),
+            Happening::Keepalive { node, block } => self.keepalive(node, block),
+            Happening::Unblock { node, block } => self.unblock(node, Some(block)),
+            Happening::Boot { node, damage } => self.boot(node, damage),
+            Happening::Daemon { node, life, step } => self.daemon_step(node, life, step),
+            Happening::Jail { node, boot, key, step } => self.jail_step(node, boot, key, step),
+            Happening::MustBeDead { node, key, life } => self.must_be_dead(node, key, life),
+            Happening::Client { client, step } => self.client_step(client, step),
+            Happening::Operator { operation, step } => self.operator_step(operation, step),
+        }
+    }
+
+    /// Lets something happen at a time.
+    pub fn at(&mut self, at: Micros, happening: Happening) {
+        let number = self.number();
+        self.queue.insert((at.max(self.now), number), happening);
+    }
+
+    /// Lets something happen after a while.
+    pub fn after(&mut self, wait: Micros, happening: Happening) {
+        self.at(self.now + wait, happening);
+    }
+
+    /// A number that was never used.
+    pub fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Now, on the clock that the database set.
+    #[must_use]
+    pub fn time(&self) -> Time {
+        Time(EPOCH_MS + self.now / MS)
+    }
+
+    #[must_use]
+    pub fn micros(time: Time) -> Micros {
+        (time.0 - EPOCH_MS) * MS
+    }
+
+    #[must_use]
+    pub fn weather(&self) -> &Weather {
+        if self.healed { &self.calm } else { &self.plan.weather }
+    }
+
+    /// The machine of a node.
+    pub fn node_index(&self, id: NodeId) -> usize {
+        self.machines.iter().position(|machine| machine.id == id).expect("nodes are known from the beginning")
+    }
+
+    /// How long the database takes for something small.
+    pub fn database_wait(&mut self) -> Micros {
+        let wait = self.rng.skewed(50, 2 * MS);
+        if self.now < self.database_slow_until {
+            return wait + self.rng.skewed(100 * MS, 12 * SECOND);
+        }
+        wait
+    }
+
+    /// Whether a read of the database fails now.
+    pub fn read_fails(&mut self) -> bool {
+        let permille = self.weather().read;
+        self.database_down || self.rng.chance(permille)
+    }
+
+    /// Looks whether everything is over, until it is or has taken too long.
+    fn probe(&mut self) {
+        match self.unfinished() {
+            None => {
+                self.check_end();
+                self.history.note(self.now, "all is over", "");
+                self.done = true;
+            }
+            Some(what) if self.now > self.plan.healed_at + PATIENCE => {
+                let engine = format!("{:?}", self.engine());
+                self.history.note(self.now, "the engine", engine);
+                self.history.fail(self.now, format!("stuck although all is healed: {what}"));
+            }
+            Some(_) => self.after(SECOND, Happening::Probe),
+        }
+    }
+}
+
+impl Happening {
+    fn is_of_coordinator(&self) -> bool {
+        match self {
+            Self::Loop { .. }
+            | Self::Committed { .. }
+            | Self::GiveUp { .. }
+            | Self::Take { .. }
+            | Self::Loaded { .. }
+            | Self::Handle { .. } => true,
+            Self::Arrive { message, .. } => matches!(message, Message::Up(_)),
+            Self::Noticed { side, .. } => *side == Side::Server,
+            Self::Fault(_)
+            | Self::Heal
+            | Self::Probe
+            | Self::StartCoordinator
+            | Self::Fence { .. }
+            | Self::Land { .. }
+            | Self::DatabaseUp { .. }
+            | Self::Keepalive { .. }
+            | Self::Unblock { .. }
+            | Self::Boot { .. }
+            | Self::Daemon { .. }
+            | Self::Jail { .. }
+            | Self::MustBeDead { .. }
+            | Self::Client { .. }
+            | Self::Operator { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Seeds that every test run plays: all promises hold under each of them, everything that the
+//! simulation can do is really done, and the same seed gives the same history.
+
+use std::collections::BTreeMap;
+
+use mesh_sim::{replay, run};
+
+const SEEDS: u64 = 240;
+const SHARDS: u64 = 8;
+
+/// Plays every eighth seed, and says what happened how often.
+fn shard(number: u64) -> BTreeMap<&'static str, u64> {
+    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for seed in (0..SEEDS).filter(|seed| seed % SHARDS == number) {
+        let outcome = run(seed, None, false);
+        if let Some(why) = outcome.broken {
+            panic!("seed {seed}: {why}\n  to see all of it: {}", replay(seed, None));
+        }
+        for (what, count) in outcome.counts {
+            *counts.entry(what).or_default() += count;
+        }
+    }
+    counts
+}
+
+#[test]
+fn promises_hold_0() {
+    shard(0);
+}
+
+#[test]
+fn promises_hold_1() {
+    shard(1);
+}
+
+#[test]
+fn promises_hold_2() {
+    shard(2);
+}
+
+#[test]
+fn promises_hold_3() {
+    shard(3);
+}
+
+#[test]
+fn promises_hold_4() {
+    shard(4);
+}
+
+#[test]
+fn promises_hold_5() {
+    shard(5);
+}
+
+#[test]
+fn promises_hold_6() {
+    shard(6);
+}
+
+/// A simulation in which nothing goes wrong proves nothing.
+#[test]
+fn promises_hold_7_and_what_can_go_wrong_does() {
+    let counts = shard(7);
+    for what in [
+        "attempt buried",
+        "attempt given back",
+        "attempt lost",
+        "attempt taken up",
+        "cancel acknowledged",
+        "commit fails",
+        "commit given up",
+        "commit lands, answer lost",
+        "connection breaks",
+        "coordinator dies",
+        "coordinator stands still",
+        "daemon killed",
+        "database down",
+        "database slow",
+        "machine reboots",
+        "message lost",
+        "partition",
+        "poison event refused",
+        "stale word",
+        "task cancelled",
+        "task completed",
+        "task failed",
+        "verdict: kill",
+        "withdrawal asked",
+    ] {
+        assert!(counts.contains_key(what), "never happened: {what}; all: {counts:?}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    for seed in [3, 14, 159] {
+        let (one, two) = (run(seed, None, false), run(seed, None, false));
+        assert_eq!((one.digest, one.happenings), (two.digest, two.happenings), "seed {seed}");
+    }
+    assert_ne!(run(3, None, false).digest, run(4, None, false).digest);
+}
