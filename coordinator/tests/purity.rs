@@ -11,7 +11,7 @@ const CRATES: [&str; 4] = ["std", "bytes", "rangemap", "mesh_proto"];
 /// What its tests may name beside them.
 const TEST_CRATES: [&str; 1] = ["proptest"];
 /// The parts of `mesh_proto` that are plain values.
-const PROTO: [&str; 3] = ["ids", "v1", "state"];
+const PROTO: [&str; 4] = ["ids", "size", "state", "v1"];
 /// Parts of `std` that reach outside, keep time, or differ from run to run.
 const STD: [&str; 12] = [
     "std::env",

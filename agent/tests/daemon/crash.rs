@@ -1,8 +1,9 @@
 //! The daemon dies in the worst moments; its tasks and their output do not.
 
 use mesh_proto::frame::{Decoder, Kind};
+use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1::attempt_event::Event;
-use mesh_proto::v1::{Cause, InventoryState};
+use mesh_proto::v1::{Cause, InventoryItem, InventoryState};
 use nix::sys::signal::Signal;
 
 use crate::fake::Fake;
@@ -97,8 +98,13 @@ async fn a_damaged_record_is_rejected_and_its_process_ended() {
     std::fs::write(&record, bytes).unwrap();
     agent.start(None).await;
     let inventory = fake.state().registrations.last().unwrap().inventory.clone();
-    assert_eq!(inventory.len(), 1, "the other one is kept");
-    assert_eq!(inventory[0].state(), InventoryState::Running);
+    let state = |wanted: AttemptKey| {
+        let of = |item: &&InventoryItem| AttemptKey::try_from(item.attempt).is_ok_and(|key| key == wanted);
+        inventory.iter().find(of).map(InventoryItem::state)
+    };
+    assert_eq!(state(key(0)), Some(InventoryState::Ended), "without a trace it would begin once more");
+    assert_eq!(state(key(1)), Some(InventoryState::Running), "the other one is kept");
+    assert_eq!(fake.ended(key(0)).await.cause(), Cause::Infra);
     until("the end of what cannot be trusted", || processes(&mark).is_empty()).await;
     agent.removed(key(0)).await;
     assert!(agent.log_text().contains("record is rejected"));
