@@ -15,8 +15,10 @@ pub(crate) fn path(name: &str) -> PathBuf {
     path
 }
 
-/// `target/debug/deps/test-hash` lies two steps below `target/debug`.
+/// `target/debug/deps/test-hash` lies two steps below `target/debug`, a program one.
 fn beside() -> PathBuf {
-    let test = std::env::current_exe().expect("a process knows its own path");
-    test.ancestors().nth(2).expect("a test lies in target/<profile>/deps").to_owned()
+    let own = std::env::current_exe().expect("a process knows its own path");
+    let dir = own.parent().expect("a program lies in a directory");
+    let dir = if dir.ends_with("deps") { dir.parent().expect("deps lies in target/<profile>") } else { dir };
+    dir.to_owned()
 }

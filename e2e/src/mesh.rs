@@ -32,6 +32,8 @@ pub struct MeshOptions {
     pub extra: String,
     /// Addresses that nodes and clients are told; this machine's loopback when empty.
     pub advertise: Vec<String>,
+    /// The product's own timings instead of the fast ones.
+    pub own_timings: bool,
 }
 
 /// A running mesh. Ends with the value, and nothing of it is left.
@@ -59,7 +61,8 @@ impl Mesh {
         for name in ["agents", "logs", "files"] {
             fs::create_dir(root.path().join(name)).expect("make a directory");
         }
-        let config = format!("{FAST}{}", options.extra);
+        let timings = if options.own_timings { "" } else { FAST };
+        let config = format!("{timings}{}", options.extra);
         fs::write(root.path().join("coordinator.toml"), config).expect("write the configuration");
         let watchman = Watchman::start(root.path());
         let mut mesh = Self {
@@ -125,6 +128,11 @@ impl Mesh {
         let mut process = self.coordinator.take().expect("the coordinator runs");
         process.signal(Signal::SIGTERM);
         process.exit(secs(30))
+    }
+
+    /// The coordinator's process id.
+    pub fn coordinator_pid(&self) -> u32 {
+        self.coordinator.as_ref().expect("the coordinator runs").pid()
     }
 
     /// What the coordinator logged.
