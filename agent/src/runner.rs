@@ -14,6 +14,7 @@ use mesh_proto::digest::Digest;
 use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1::{self, Assignment, Cause, Ended, FileEntry};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::attempts::{Input, Stop};
@@ -28,11 +29,14 @@ use crate::jail::{self, ExitCause, ExitRecord};
 use crate::jailer::{Fate, Jailer};
 use crate::node::NodeRpc;
 use crate::progress;
-use crate::records::Records;
+use crate::records::{RecordError, Records};
 use crate::stage;
 
 /// The longest message of an end, in bytes.
 const MAX_MESSAGE: usize = 1024;
+/// A start is told after this time, unless its end has come by then: a short task is one commit
+/// of the coordinator less, and nobody sees a start that early.
+const LINGER: Duration = Duration::from_millis(5);
 /// How long a process that nobody wants any more has after SIGTERM.
 const DISCARD_GRACE: Duration = Duration::from_secs(1);
 /// The largest end that is sent, in bytes: a gRPC message holds 4 MiB.
@@ -102,7 +106,7 @@ impl Context {
 /// Runs an attempt to its end; what is returned goes to the table.
 pub async fn run(context: &Context, hub: &Arc<Hub>, job: Job, stop: watch::Receiver<Option<Stop>>) -> Input {
     let key = job.key;
-    let mut runner = Runner { context, hub, job, stop };
+    let mut runner = Runner { context, hub, job, stop, recorded: false };
     let ended = match runner.go().await {
         Ok(ended) | Err(Cut::End(ended)) => ended,
         Err(Cut::Stopped(Stop::Discard)) => return Input::Gone(key),
@@ -112,11 +116,13 @@ pub async fn run(context: &Context, hub: &Arc<Hub>, job: Job, stop: watch::Recei
     if runner.discarded() {
         return Input::Gone(key);
     }
-    let (records, written) = (context.records.clone(), ended.clone());
-    let write = tokio::task::spawn_blocking(move || records.write_end(key, &written));
-    if let Ok(Err(error)) = write.await {
-        // Not fatal: after a restart the end is worked out again from the exit record.
-        warn!(%error, "cannot write an attempt's end down");
+    if !runner.recorded {
+        let (records, written) = (context.records.clone(), ended.clone());
+        let write = tokio::task::spawn_blocking(move || records.write_end(key, &written));
+        if let Ok(Err(error)) = write.await {
+            // Not fatal: after a restart the end is worked out again from the exit record.
+            warn!(%error, "cannot write an attempt's end down");
+        }
     }
     info!(cause = ?ended.cause(), code = ended.exit_code, "attempt ended");
     Input::Ended(key, ended)
@@ -127,6 +133,8 @@ struct Runner<'a> {
     hub: &'a Arc<Hub>,
     job: Job,
     stop: watch::Receiver<Option<Stop>>,
+    /// The jail's exit record says all of the end: it need not be written down once more.
+    recorded: bool,
 }
 
 impl Runner<'_> {
@@ -137,14 +145,7 @@ impl Runner<'_> {
             let fate = self.context.jail.follow(key, dir, true).await;
             return self.follow(fate).await;
         }
-        self.write_down().await?;
-        let level = self.level()?;
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            stop = stopped(&mut stop) => return Err(Cut::Stopped(stop)),
-            staged = self.stage() => staged?,
-        }
+        let level = self.prepare().await?;
         let fate = self.context.jail.follow(key, dir.clone(), false).await;
         self.context.records.write_exec(key).map_err(|error| Cut::infra(&error))?;
         let owner = self.context.owner(self.job.slot);
@@ -152,6 +153,33 @@ impl Runner<'_> {
             .map_err(|why| Cut::End(Box::new(end(Cause::Sandbox, why))))?;
         self.context.jail.launch(request).await.map_err(|error| Cut::infra(&error))?;
         self.follow(fate).await
+    }
+
+    /// Writes the attempt down and makes its work directory; the level that it is to run at.
+    async fn prepare(&mut self) -> Result<jail::Level, Cut> {
+        let assignment = &self.job.assignment;
+        if assignment.inputs.is_empty() && !assignment.inputs_listed {
+            // Nothing to wait for: one way to a blocking thread and back.
+            let (write, make) = (self.writing(), self.making());
+            let staged = tokio::task::spawn_blocking(move || {
+                write().map_err(|error| Cut::infra(&error))?;
+                make().map(drop).map_err(|error| Cut::stage(&error))
+            });
+            flat(staged.await)??;
+            if let Some(stop) = *self.stop.borrow() {
+                return Err(Cut::Stopped(stop));
+            }
+            return self.level();
+        }
+        flat(tokio::task::spawn_blocking(self.writing()).await)?.map_err(|error| Cut::infra(&error))?;
+        let level = self.level()?;
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            stop = stopped(&mut stop) => return Err(Cut::Stopped(stop)),
+            staged = self.stage() => staged?,
+        }
+        Ok(level)
     }
 
     /// The level to run at, or why this node does not.
@@ -180,34 +208,38 @@ impl Runner<'_> {
         }
     }
 
-    async fn write_down(&self) -> Result<(), Cut> {
+    /// Blocking work: the assignment to its record.
+    fn writing(&self) -> impl FnOnce() -> Result<(), RecordError> + Send + 'static {
         let (records, job) = (self.context.records.clone(), &self.job);
         let (key, slot, assignment) = (job.key, job.slot, job.assignment.clone());
         let owner = self.context.owner(slot);
-        let written = tokio::task::spawn_blocking(move || {
+        move || {
             records.write(key, slot, &assignment)?;
             if let Some(Owner { gid, .. }) = owner {
                 let dir = records.dir(key);
                 std::os::unix::fs::chown(&dir, None, Some(gid))
-                    .map_err(|source| crate::records::RecordError::Io { path: dir, source })?;
+                    .map_err(|source| RecordError::Io { path: dir, source })?;
             }
-            Ok::<_, crate::records::RecordError>(())
-        });
-        flat(written.await)?.map_err(|error| Cut::infra(&error))
+            Ok(())
+        }
     }
 
-    async fn stage(&self) -> Result<(), Cut> {
-        let inputs = self.inputs().await?;
+    /// Blocking work: the work directory, without inputs.
+    fn making(&self) -> impl FnOnce() -> Result<Root, stage::StageError> + Send + 'static {
         let (path, assignment) = (self.context.work_dir(self.job.key), self.job.assignment.clone());
         let owner = self.context.owner(self.job.slot);
-        let work_root = self.context.work_root.clone();
-        let in_data_dir = *work_root == self.context.config.data_dir.join("attempts");
-        let made = tokio::task::spawn_blocking(move || {
+        let in_data_dir = *self.context.work_root == self.context.config.data_dir.join("attempts");
+        move || {
             if !in_data_dir && let Some(area) = path.parent() {
                 make_area(area, owner).map_err(stage::StageError::Work)?;
             }
             stage::work_dir(&path, owner, &assignment)
-        });
+        }
+    }
+
+    async fn stage(&self) -> Result<(), Cut> {
+        let inputs = self.inputs().await?;
+        let made = tokio::task::spawn_blocking(self.making());
         let root = Arc::new(flat(made.await)?.map_err(|error| Cut::stage(&error))?);
         for entry in inputs {
             let content = if entry.directory { None } else { Some(self.fetch(&entry).await?) };
@@ -249,6 +281,7 @@ impl Runner<'_> {
     async fn follow(&mut self, mut fate: watch::Receiver<Fate>) -> Result<Box<Ended>, Cut> {
         let key = self.job.key;
         let mut told = false;
+        let mut tell_at: Option<Instant> = None;
         let mut progress = progress::Watcher::new(self.context.work_dir(key));
         let mut tick = tokio::time::interval(self.context.config.timings.progress_poll);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -256,8 +289,14 @@ impl Runner<'_> {
         let record = loop {
             let now = fate.borrow_and_update().clone();
             if let (Some(process), false) = (now.started, told) {
-                told = true;
-                self.hub.handle(Input::Started(key, started(&self.job.assignment, process)));
+                let start = started(&self.job.assignment, process);
+                if tell_at.is_none() {
+                    self.hub.handle(Input::Began(key, start));
+                }
+                if *tell_at.get_or_insert_with(|| Instant::now() + LINGER) <= Instant::now() {
+                    told = true;
+                    self.hub.handle(Input::Started(key, start));
+                }
             }
             if let Some(record) = now.ended {
                 // What it wrote last, since the last look.
@@ -281,6 +320,7 @@ impl Runner<'_> {
                     }
                 }
                 Ok(()) = self.stop.changed() => {}
+                () = sleep_until(tell_at.unwrap_or_else(Instant::now)), if tell_at.is_some() && !told => {}
                 _ = tick.tick(), if told => {
                     if let Some(progress) = progress.look() {
                         self.hub.handle(Input::Progress(key, progress));
@@ -308,6 +348,7 @@ impl Runner<'_> {
             return Err(Cut::Stopped(Stop::Discard));
         }
         let stop = *self.stop.borrow();
+        self.recorded = stop.is_none() && self.job.assignment.outputs.is_empty();
         let mut ended = of_record(&record, stop);
         let succeeded = record.cause == ExitCause::Exited(0) && ended.cause() == Cause::Exit;
         if succeeded && !self.job.assignment.outputs.is_empty() {

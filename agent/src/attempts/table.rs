@@ -42,6 +42,8 @@ pub enum Input {
         stale: bool,
         ended: bool,
     },
+    /// Its process started just now. Told with its end if that comes at once, else by `Started`.
+    Began(AttemptKey, v1::Started),
     Started(AttemptKey, v1::Started),
     Progress(AttemptKey, v1::Progress),
     /// The runner is through with it: this is its end.
@@ -117,6 +119,8 @@ struct Attempt {
     state: State,
     assignment: Arc<v1::Assignment>,
     unsent: Unsent,
+    /// The start of its process, as long as it is not told.
+    start: Option<v1::Started>,
     started_acked: bool,
     output: Output,
 }
@@ -165,7 +169,11 @@ impl Table {
             Input::Cancel(key) => self.cancel(key, &mut effects),
             Input::Verdict(key, verdict) => self.verdict(key, verdict, &mut effects),
             Input::Ack { key, stale, ended } => self.acked(key, stale, ended, &mut effects),
-            Input::Started(key, started) => self.started(key, started),
+            Input::Began(key, started) => self.began(key, started),
+            Input::Started(key, started) => {
+                self.began(key, started);
+                self.started(key);
+            }
             Input::Progress(key, progress) => self.progress(key, progress),
             Input::Ended(key, ended) => self.ended(key, ended, &mut effects),
             Input::Gone(key) => {
@@ -347,9 +355,17 @@ impl Table {
         }
     }
 
-    fn started(&mut self, key: AttemptKey, now_started: v1::Started) {
-        if let Some(Attempt { state: State::Active { started, .. }, .. }) = self.attempts.get_mut(&key) {
+    fn began(&mut self, key: AttemptKey, now_started: v1::Started) {
+        if let Some(attempt) = self.attempts.get_mut(&key)
+            && let State::Active { started, .. } = &mut attempt.state
+        {
             *started = Some(now_started);
+            attempt.start = Some(now_started);
+        }
+    }
+
+    fn started(&mut self, key: AttemptKey) {
+        if let Some(Attempt { state: State::Active { started: Some(_), .. }, .. }) = self.attempts.get(&key) {
             self.tell(key, |unsent| unsent.started = true);
         }
     }
@@ -436,6 +452,7 @@ impl Table {
                 State::Withdrawn { .. } => push(Event::Withdrawn(v1::Withdrawn {})),
                 State::Active { started, .. } => {
                     if let Some(started) = started.filter(|_| unsent.started) {
+                        attempt.start = None;
                         push(Event::Started(started));
                     }
                     if let Some(progress) = unsent.progress {
@@ -443,6 +460,10 @@ impl Table {
                     }
                 }
                 State::Ended { ended, .. } => {
+                    // Both in one message are one commit.
+                    if let Some(started) = attempt.start.take().filter(|_| unsent.ended) {
+                        push(Event::Started(started));
+                    }
                     // The last word of a task before it ended, such as that it came to 100.
                     if let Some(progress) = unsent.progress {
                         push(Event::Progress(progress));
@@ -530,7 +551,14 @@ impl Table {
 
 impl Attempt {
     fn new(assignment: Arc<v1::Assignment>, state: State) -> Self {
-        Self { state, assignment, unsent: Unsent::default(), started_acked: false, output: Output::default() }
+        Self {
+            state,
+            assignment,
+            unsent: Unsent::default(),
+            start: None,
+            started_acked: false,
+            output: Output::default(),
+        }
     }
 
     fn is_done(&self) -> bool {

@@ -85,6 +85,18 @@ fn an_attempt_goes_from_its_assignment_to_its_removal() {
 }
 
 #[test]
+fn a_start_just_before_the_end_is_told_with_it() {
+    let mut table = Table::new(capacity(1));
+    table.handle(Input::Assigned(assignment(0)));
+    table.handle(Input::Began(key(0), v1::Started::default()));
+    assert_eq!(told(&mut table), Vec::<String>::new(), "the end may come at once");
+    table.handle(Input::Ended(key(0), ended(Cause::Exit, "", 0)));
+    assert_eq!(told(&mut table), ["0 started", "0 ended exit"]);
+    assert_eq!(done(&table.handle(ack(0, false))), Vec::<String>::new());
+    assert_eq!(done(&table.handle(ack(0, true))), ["remove 0"]);
+}
+
+#[test]
 fn an_assignment_said_twice_runs_once() {
     let mut table = Table::new(capacity(4));
     assert_eq!(table.handle(Input::Assigned(assignment(0))).len(), 1);
@@ -99,7 +111,7 @@ fn an_end_is_told_again_in_each_session_until_it_is_durable() {
     table.handle(Input::Assigned(assignment(0)));
     table.handle(Input::Started(key(0), v1::Started::default()));
     table.handle(Input::Ended(key(0), ended(Cause::Signal, "", 0)));
-    assert_eq!(told(&mut table), ["0 ended signal"]);
+    assert_eq!(told(&mut table), ["0 started", "0 ended signal"]);
     for _ in 0..2 {
         assert_eq!(table.inventory()[0].state(), InventoryState::Ended);
         table.handle(Input::SessionOpened);
