@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Instant};
 
+use mesh_proto::ids::JobNumber;
 use sqlx::PgConnection;
 
 use crate::{
     engine::{
-        effect::Effects,
-        event::{Event, ReplyId},
+        effect::{Effects, Write},
+        event::{Event, NewJob, ReplyId},
     },
     metrics::Metrics,
     spawn::{AbortOnDrop, spawn_owned},
@@ -30,6 +31,8 @@ pub(super) struct Batch {
     /// It holds what was handled again, first after the memory was read anew: whatever the
     /// database refuses in it is the work of these events and of nothing else.
     pub fresh: bool,
+    /// Jobs among its rows.
+    pub accepted: Vec<(JobNumber, Arc<NewJob>)>,
 }
 
 /// What a commit gives back: its connection, its batch, when it was sent (boot-time
@@ -53,7 +56,9 @@ pub(super) fn start(
 ) -> Commit {
     spawn_owned("commit", async move {
         let (started, sent_ms) = (Instant::now(), boot_ms());
-        let rows = Rows::of(std::mem::take(&mut batch.fx.writes));
+        let writes = std::mem::take(&mut batch.fx.writes);
+        batch.accepted = writes.iter().filter_map(accepted).collect();
+        let rows = Rows::of(writes);
         let beat = rows.is_empty();
         let result = commit(&mut connection, epoch, rows).await;
         if !beat {
@@ -61,6 +66,18 @@ pub(super) fn start(
         }
         Committed { connection, batch, sent_ms, result }
     })
+}
+
+fn accepted(write: &Write) -> Option<(JobNumber, Arc<NewJob>)> {
+    match write {
+        Write::NewJob { number, job, .. } => Some((*number, Arc::clone(job))),
+        Write::Job(_)
+        | Write::Definition { .. }
+        | Write::Task(_)
+        | Write::Attempt(_)
+        | Write::Decision(_)
+        | Write::Node { .. } => None,
+    }
 }
 
 /// Who waits for what an event brings.

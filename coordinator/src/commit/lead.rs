@@ -86,7 +86,7 @@ impl<O: Outside> CommitLoop<O> {
                 writer.commit = Some(start(connection, epoch, batch, Arc::clone(&self.metrics)));
             } else if writer.commit.is_none() {
                 // Nothing to write, and nothing under way that it could rest on.
-                self.release(std::mem::take(&mut pending).fx.says);
+                self.release(std::mem::take(&mut pending));
                 if !leading {
                     continue;
                 }
@@ -112,7 +112,7 @@ impl<O: Outside> CommitLoop<O> {
                         Ok(seq) => {
                             self.standing.moved(seq.cast_unsigned(), sent_ms, self.lease_ms());
                             writer.idle = Some(connection);
-                            self.release(batch.fx.says);
+                            self.release(batch);
                         }
                         Err(error) if error.is_poison() => {
                             if !pending.events.is_empty() {
@@ -159,8 +159,11 @@ impl<O: Outside> CommitLoop<O> {
     }
 
     /// Says what a batch said: its commit is through.
-    fn release(&mut self, says: Vec<Say>) {
-        for say in says {
+    fn release(&mut self, batch: Batch) {
+        for (number, job) in &batch.accepted {
+            self.outside.accepted(*number, job);
+        }
+        for say in batch.fx.says {
             if let Say::Reply(id, reply) = say {
                 if let Some(waiting) = self.replies.remove(&id) {
                     let _ = waiting.send(reply);
@@ -178,7 +181,7 @@ impl<O: Outside> CommitLoop<O> {
             if let Some(commit) = writer.commit.take()
                 && let Ok(Committed { connection, batch, result: Ok(_), .. }) = commit.await
             {
-                self.release(batch.fx.says);
+                self.release(batch);
                 writer.idle = Some(connection);
             }
             match &mut writer.idle {

@@ -115,18 +115,20 @@ async fn serve_on(
     let core_stop = CancellationToken::new();
     let (sessions, hub) = (Sessions::default(), Hub::default());
     let (totals_send, totals) = watch::channel(Totals::default());
+    let blobs = BlobStore::open(crate::blobs::Options {
+        dir: data_dir.path().join("blobs"),
+        max_bytes: config.limits.max_blob,
+    })?;
+    let plans = Plans::new(store.clone(), blobs.clone());
     let voice = Voice {
         sessions: sessions.clone(),
         hub: hub.clone(),
         metrics: Arc::clone(&metrics),
         totals: totals_send,
+        plans: plans.clone(),
     };
     let (commit_loop, core) =
         CommitLoop::new(store.clone(), commit_options(config, id), voice, Arc::clone(&metrics));
-    let blobs = BlobStore::open(crate::blobs::Options {
-        dir: data_dir.path().join("blobs"),
-        max_bytes: config.limits.max_blob,
-    })?;
     let output = OutputStore::open(crate::output::Options {
         dir: data_dir.path().join("output"),
         max_output: config.limits.max_output,
@@ -139,7 +141,6 @@ async fn serve_on(
     let hosts_alone: Vec<Advertise> =
         config.advertise.iter().map(|one| Advertise { host: one.host.clone(), port: None }).collect();
     let join_endpoints = endpoints(&hosts_alone, ports.join_addr.port());
-    let plans = Plans::new(store.clone(), blobs.clone());
     let rooms = Rooms {
         core: core.clone(),
         store: store.clone(),

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use mesh_proto::{
     digest::Digest,
     ids::{AttemptKey, JobNumber, TaskKey},
-    v1::{Assignment, FileEntry, FileList, Item, ItemList, array_spec},
+    v1::{Assignment, FileEntry, FileList, Item, ItemList, JobSpec, TaskSpec, array_spec},
 };
 use prost::Message as _;
 
 use super::cache::Cache;
 use crate::{
     blobs::{BlobError, BlobStore},
+    engine::event::NewJob,
     spec::{self, Plan, PlannedTask},
     store::{Store, StoreError},
 };
@@ -87,7 +88,31 @@ impl Plans {
         Ok(plan)
     }
 
-    async fn items(&self, task: &mesh_proto::v1::TaskSpec) -> Result<Option<Arc<Vec<Item>>>, PlanError> {
+    /// Keeps the plan of a job that was accepted just now: its first assignments follow at once
+    /// and need not read it back. A list of items that is a blob is read when it is needed.
+    pub fn learn(&self, number: JobNumber, job: &NewJob) {
+        let Ok(spec) = JobSpec::decode(&job.spec[..]) else { return };
+        let tasks: Option<Vec<PlannedTask>> = job
+            .tasks
+            .iter()
+            .map(|definition| {
+                let spec = TaskSpec::decode(&definition.spec[..]).ok()?;
+                let items = match spec.array.as_ref().and_then(|array| array.kind.as_ref()) {
+                    None | Some(array_spec::Kind::Range(_)) => None,
+                    Some(array_spec::Kind::Items(list)) => Some(Arc::new(list.items.clone())),
+                    Some(array_spec::Kind::ItemsBlob(_)) => return None,
+                };
+                Some(PlannedTask { spec, items, total: definition.total })
+            })
+            .collect();
+        if let Some(tasks) = tasks {
+            let plan = Arc::new(Plan::new(spec, tasks));
+            let weight = plan.weight();
+            self.0.jobs.put(number, plan, weight);
+        }
+    }
+
+    async fn items(&self, task: &TaskSpec) -> Result<Option<Arc<Vec<Item>>>, PlanError> {
         match task.array.as_ref().and_then(|array| array.kind.as_ref()) {
             None | Some(array_spec::Kind::Range(_)) => Ok(None),
             Some(array_spec::Kind::Items(list)) => Ok(Some(Arc::new(list.items.clone()))),

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_proto::{
-    ids::AttemptKey,
+    ids::{AttemptKey, JobNumber},
     v1::{AckKind, AssignTaskResponse, AttemptAck, CancelAttempt, Cause, TaskResultResponse},
 };
 use prost::Message as _;
@@ -22,7 +22,7 @@ use crate::{
     engine::{
         JOB_STATES, Totals,
         effect::{Ack, Say},
-        event::{AttemptEnd, Event},
+        event::{AttemptEnd, Event, NewJob},
         types::{NodeState, TASK_STATES},
     },
     metrics::{Decision, Metrics},
@@ -44,9 +44,14 @@ pub struct Voice {
     pub metrics: Arc<Metrics>,
     /// The mesh at a glance, for the status.
     pub totals: watch::Sender<Totals>,
+    pub plans: Plans,
 }
 
 impl Outside for Voice {
+    fn accepted(&mut self, number: JobNumber, job: &NewJob) {
+        self.plans.learn(number, job);
+    }
+
     fn say(&mut self, say: Say) {
         match say {
             // The commit room keeps the replies itself.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_proto::ids::{BootId, CoordinatorId};
+use mesh_proto::ids::{BootId, CoordinatorId, JobNumber};
 use sqlx::{Connection as _, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,7 @@ const SOON: Duration = Duration::from_secs(20);
 #[derive(Clone, Default)]
 struct Heard {
     says: Arc<Mutex<Vec<Say>>>,
+    accepted: Arc<Mutex<Vec<JobNumber>>>,
     again: watch::Sender<u32>,
     totals: watch::Sender<u32>,
 }
@@ -45,6 +46,10 @@ struct Heard {
 impl Outside for Heard {
     fn say(&mut self, say: Say) {
         self.says.lock().unwrap().push(say);
+    }
+
+    fn accepted(&mut self, number: JobNumber, _job: &NewJob) {
+        self.accepted.lock().unwrap().push(number);
     }
 
     fn register_again(&mut self) {

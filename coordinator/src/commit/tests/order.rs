@@ -31,10 +31,12 @@ async fn nothing_is_said_before_the_commit_that_holds_it() {
     assert!(poll!(&mut submit).is_pending(), "acknowledged before it was durable");
     assert!(poll!(&mut nodes).is_pending(), "told of what was not durable");
     assert_eq!(room.heard.dispatched(), 0, "an assignment went out before it was durable");
+    assert!(room.heard.accepted.lock().unwrap().is_empty(), "a job was learnt before it was durable");
     stall.over().await;
     assert!(matches!(soon(submit).await.unwrap(), Reply::Submitted { existed: false, .. }));
     assert!(matches!(soon(nodes).await.unwrap(), Reply::Nodes(_)));
     assert_eq!(room.heard.dispatched(), 1);
+    assert_eq!(room.heard.accepted.lock().unwrap().len(), 1);
     assert_eq!(jobs(&pool).await, 1);
 }
 
