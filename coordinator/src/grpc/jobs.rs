@@ -80,6 +80,7 @@ impl Jobs for JobsService {
         let SubmitJobRequest { spec, idempotency_key } = request.into_inner();
         let spec = spec.ok_or_else(|| Code::Invalid.status("the request has no job"))?;
         let job = Arc::new(self.new_job(owner, spec, idempotency_key).await?);
+        self.core.ready()?;
         if let Some(known) = self.known(&job).await? {
             return Ok(Response::new(known));
         }
@@ -303,7 +304,6 @@ impl JobsService {
     /// The job that the key made before, if it did.
     async fn known(&self, job: &NewJob) -> Result<Option<SubmitJobResponse>, Status> {
         let Some(key) = &job.idempotency_key else { return Ok(None) };
-        self.core.ready()?;
         let found = self.store.job_by_key(&job.owner, key).await?;
         let Some((number, uuid, digest)) = found else { return Ok(None) };
         if digest == job.payload_digest {

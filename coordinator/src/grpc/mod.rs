@@ -23,3 +23,5 @@ mod why;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,13 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         self.lock().entries.get(key).map(|(_, value)| value.clone())
     }
 
+    #[cfg(test)]
+    pub fn clear(&self) {
+        let mut state = self.lock();
+        state.entries.clear();
+        state.weight = 0;
+    }
+
     /// Keeps a value of this weight in bytes; one that is too heavy by itself is not kept.
     pub fn put(&self, key: K, value: V, weight: usize) {
         if weight > self.most {

@@ -71,6 +71,12 @@ impl Hub {
             let _ = entry.news.send(news);
         }
     }
+
+    /// Jobs that are kept in mind.
+    #[cfg(test)]
+    pub(crate) fn watched(&self) -> usize {
+        self.lock().len()
+    }
 }
 
 fn entry(entries: &mut HashMap<JobNumber, Entry>, job: JobNumber) -> &Entry {

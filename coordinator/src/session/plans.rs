@@ -72,6 +72,13 @@ impl Plans {
         Self(Arc::new(Inner { store, blobs, jobs: Cache::new(JOBS), outputs: Cache::new(OUTPUTS) }))
     }
 
+    /// Nothing is at hand any more, as after a start.
+    #[cfg(test)]
+    pub(crate) fn forget(&self) {
+        self.0.jobs.clear();
+        self.0.outputs.clear();
+    }
+
     /// A job's plan.
     pub async fn plan(&self, job: JobNumber) -> Result<Arc<Plan>, PlanError> {
         if let Some(plan) = self.0.jobs.get(&job) {

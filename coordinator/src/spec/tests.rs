@@ -26,12 +26,12 @@ fn changed(change: impl FnOnce(&mut TaskSpec)) -> JobSpec {
     job(vec![one])
 }
 
-fn range(first: i64, last: i64, step: i64) -> Option<ArraySpec> {
-    Some(ArraySpec { kind: Some(array_spec::Kind::Range(v1::Range { first, last, step })) })
+fn range(first: i64, last: i64, step: i64) -> ArraySpec {
+    ArraySpec { kind: Some(array_spec::Kind::Range(v1::Range { first, last, step })) }
 }
 
-fn items(items: Vec<Item>) -> Option<ArraySpec> {
-    Some(ArraySpec { kind: Some(array_spec::Kind::Items(ItemList { items })) })
+fn items(items: Vec<Item>) -> ArraySpec {
+    ArraySpec { kind: Some(array_spec::Kind::Items(ItemList { items })) }
 }
 
 fn item(value: &str) -> Item {
@@ -39,7 +39,7 @@ fn item(value: &str) -> Item {
 }
 
 fn file(path: &str) -> FileEntry {
-    FileEntry { path: path.to_owned(), digest: Digest::of(b"x").to_vec().into(), ..FileEntry::default() }
+    FileEntry { path: path.to_owned(), digest: Digest::of(b"x").to_vec(), ..FileEntry::default() }
 }
 
 fn mount(name: &str, to: &str) -> v1::Mount {
@@ -108,13 +108,13 @@ fn a_bad_task_is_refused_with_its_place() {
         ),
         (|t| t.outputs.push("{index}".into()), "outputs {index} is used, but the task is no array"),
         (|t| t.array = Some(ArraySpec::default()), "array is of no kind"),
-        (|t| t.array = range(1, 0, 1), "array.range is empty or has a step below 1"),
-        (|t| t.array = range(0, 5, 0), "array.range is empty or has a step below 1"),
-        (|t| t.array = range(0, 5, -1), "array.range is empty or has a step below 1"),
-        (|t| t.array = items(Vec::new()), "array is empty"),
-        (|t| t.array = items(vec![item("a"), item("nul\0")]), "array has an item with a NUL byte"),
+        (|t| t.array = Some(range(1, 0, 1)), "array.range is empty or has a step below 1"),
+        (|t| t.array = Some(range(0, 5, 0)), "array.range is empty or has a step below 1"),
+        (|t| t.array = Some(range(0, 5, -1)), "array.range is empty or has a step below 1"),
+        (|t| t.array = Some(items(Vec::new())), "array is empty"),
+        (|t| t.array = Some(items(vec![item("a"), item("nul\0")])), "array has an item with a NUL byte"),
         (
-            |t| t.array = items(vec![Item { value: "a".into(), file: Some(file("/a")) }]),
+            |t| t.array = Some(items(vec![Item { value: "a".into(), file: Some(file("/a")) }])),
             r#"array.files path "/a" is absolute; a path relative to the work directory is expected"#,
         ),
         (|t| t.inputs.push(file("../up")), r#"inputs path "../up" contains the part "..""#),
@@ -235,7 +235,7 @@ fn limits_hold() {
     assert_eq!(said(&wide), r#"task "one": outputs has 4 entries, at most 3 are allowed"#);
     let env = changed(|task| task.env = (0..4).map(|at| (at.to_string(), String::new())).collect());
     assert_eq!(said(&env), r#"task "one": env has 4 entries, at most 3 are allowed"#);
-    let huge = changed(|task| task.array = range(i64::MIN, i64::MAX, 1));
+    let huge = changed(|task| task.array = Some(range(i64::MIN, i64::MAX, 1)));
     assert_eq!(said(&huge), format!("tasks are {}, at most 10 are allowed", u64::MAX));
 }
 
@@ -243,10 +243,10 @@ fn limits_hold() {
 fn elements_are_counted() {
     let of = |array| count(&TaskSpec { array, ..task("one") }).unwrap();
     assert_eq!(of(None), 1);
-    assert_eq!(of(range(1, 10, 3)), 4);
-    assert_eq!(of(range(-3, -3, 7)), 1);
-    assert_eq!(of(range(i64::MIN, i64::MAX, 1)), u64::MAX, "as many as can be said, not none");
-    assert_eq!(of(items(vec![item("a"), item("a")])), 2);
+    assert_eq!(of(Some(range(1, 10, 3))), 4);
+    assert_eq!(of(Some(range(-3, -3, 7))), 1);
+    assert_eq!(of(Some(range(i64::MIN, i64::MAX, 1))), u64::MAX, "as many as can be said, not none");
+    assert_eq!(of(Some(items(vec![item("a"), item("a")]))), 2);
     let blob = array_spec::Kind::ItemsBlob(BlobRef { count: 7, ..BlobRef::default() });
     assert_eq!(of(Some(ArraySpec { kind: Some(blob) })), 7);
 }
@@ -362,7 +362,7 @@ fn an_assignment_stands_for_its_element() {
         Item { value: "p/a.jpg".to_owned(), file: Some(file("p/a.jpg")) },
         Item { value: "p/{index}.jpg".to_owned(), file: Some(file("p/{index}.jpg")) },
     ];
-    spec.array = items(photos.clone());
+    spec.array = Some(items(photos.clone()));
     let plan = plan(spec, Some(photos), &[("q", "{item}")]);
     let inputs = plan.tasks[0].own_inputs(1);
     let paths: Vec<&str> = inputs.iter().map(|file| file.path.as_str()).collect();
@@ -390,7 +390,7 @@ fn a_script_is_left_as_it_is() {
 
 #[test]
 fn the_elements_of_a_range_are_its_numbers() {
-    let spec = TaskSpec { array: range(-2, 7, 3), ..task("a") };
+    let spec = TaskSpec { array: Some(range(-2, 7, 3)), ..task("a") };
     let plan = plan(spec, None, &[]);
     let seen: Vec<_> = (0..4).map(|index| plan.tasks[0].item(index).unwrap()).collect();
     assert_eq!(seen, ["-2", "1", "4", "7"]);

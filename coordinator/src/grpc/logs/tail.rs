@@ -67,7 +67,7 @@ impl Tail {
             Err(error) => return self.unreadable(attempt, &error).await,
         };
         loop {
-            if let Some(error) = self.copy(attempt, &mut reader, &mut decoder, &mut end).await? {
+            if let Some(error) = self.copy(attempt, &mut reader, &mut decoder).await? {
                 return self.unreadable(attempt, &error).await;
             }
             let position = decoder.position();
@@ -76,8 +76,9 @@ impl Tail {
                 Some(end) => {
                     // The result came, and its output is still on its way.
                     tokio::select! {
-                        grown = reader.grown(position) => if let Err(error) = grown {
-                            return self.unreadable(attempt, &error).await;
+                        grown = reader.grown(position) => match grown {
+                            Ok(_) => end.until = end.until.max(Instant::now() + LATE),
+                            Err(error) => return self.unreadable(attempt, &error).await,
                         },
                         () = sleep_until(end.until) => return self.missing(attempt).await,
                         () = self.out.closed() => return Err(Over::Unread),
@@ -114,17 +115,11 @@ impl Tail {
         attempt: AttemptKey,
         reader: &mut Reader,
         decoder: &mut LogDecoder,
-        end: &mut Option<End>,
     ) -> Result<Option<OutputError>, Over> {
         loop {
             match reader.read(decoder.position(), READ).await {
                 Ok(part) if part.is_empty() => return Ok(None),
-                Ok(part) => {
-                    if let Some(end) = end {
-                        end.until = end.until.max(Instant::now() + LATE);
-                    }
-                    self.send(attempt, decoder.push(&part)).await?;
-                }
+                Ok(part) => self.send(attempt, decoder.push(&part)).await?,
                 Err(error) => return Ok(Some(error)),
             }
         }
