@@ -132,7 +132,12 @@ impl Mesh {
         let metrics = Arc::new(Metrics::new("test").unwrap());
         let (sessions, hub) = (Sessions::default(), Hub::default());
         let (totals_send, totals) = channel::channel(Totals::default());
+        let blobs =
+            BlobStore::open(crate::blobs::Options { dir: dir.path().join("blobs"), max_bytes: 1 << 30 })
+                .unwrap();
+        let plans = Plans::new(store.clone(), blobs.clone());
         let voice = Voice {
+            plans: plans.clone(),
             sessions: sessions.clone(),
             hub: hub.clone(),
             metrics: Arc::clone(&metrics),
@@ -153,9 +158,6 @@ impl Mesh {
             let stop = stop.clone();
             async move { commit_loop.run(stop).await.unwrap() }
         });
-        let blobs =
-            BlobStore::open(crate::blobs::Options { dir: dir.path().join("blobs"), max_bytes: 1 << 30 })
-                .unwrap();
         let output = OutputStore::open(crate::output::Options {
             dir: dir.path().join("output"),
             max_output: 64 << 20,
@@ -163,7 +165,6 @@ impl Mesh {
             waiting_bytes: 4 << 20,
         })
         .unwrap();
-        let plans = Plans::new(store.clone(), blobs.clone());
         let ca = Arc::new(Ca::generate(MeshId::generate()).unwrap());
         let identities = Identities::new(stop.clone());
         let jobs_service = JobsService {
