@@ -153,7 +153,8 @@ fn a_bomb_of_processes_is_gone_when_its_time_is_over() {
             request.timeout = Some(Duration::from_secs(5));
             request.grace = Duration::from_millis(100);
             node.start(&request).await;
-            until("the bomb to grow", || processes(&mark).len() > 20).await;
+            // At the cap shells that cannot fork end, so that seldom many are there at a glance.
+            until("the bomb to grow", || processes(&mark).len() > 2).await;
             let ended = node.ended(&request).await;
             ended.expect(&ExitCause::TimedOut);
             assert!(ended.record.run_ms < 20_000, "{:?}", ended.record);
