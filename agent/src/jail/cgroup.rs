@@ -52,6 +52,7 @@ impl Groups {
         {
             let make = |found: &Hierarchy| -> io::Result<PathBuf> {
                 let dir = found.dir.join(name);
+                sweep(&found.dir);
                 empty(&dir)?;
                 Ok(dir)
             };
@@ -72,7 +73,8 @@ impl Groups {
             Version::Two(dir) => vec![dir.join(&name)],
         };
         for dir in &dirs {
-            fs::create_dir(dir)?;
+            // Another jail may have taken ours for one of a dead jail while it was empty.
+            fs::create_dir_all(dir)?;
         }
         Group::open(dirs, matches!(self.version, Version::Two(_)))
     }
@@ -104,6 +106,20 @@ fn empty(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes the groups that jails of other directories left when they were killed: those in which
+/// nobody is any more.
+fn sweep(own: &Path) {
+    let ours = |name: &str| {
+        name.strip_prefix("mesh-")
+            .is_some_and(|mark| mark.len() == 16 && mark.bytes().all(|c| c.is_ascii_hexdigit()))
+    };
+    let Ok(entries) = fs::read_dir(own) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(ours)) {
+        let _in_use = empty(&entry.path());
+        remove(entry.path());
+    }
 }
 
 /// The groups that this process is in, where they are mounted.
@@ -152,6 +168,7 @@ fn delegated(own: &Path, name: &str) -> io::Result<PathBuf> {
         return Err(io::ErrorKind::Unsupported.into());
     }
     let dir = own.join(name);
+    sweep(own);
     empty(&dir)?;
     let beside = own.join("mesh-agent");
     empty(&beside)?;

@@ -33,7 +33,7 @@ fn ordinary_uid() -> u32 {
 }
 
 /// The uid that root's tasks get, likewise.
-fn task_uid() -> u32 {
+pub fn task_uid() -> u32 {
     30_000 + std::process::id() % 30_000
 }
 

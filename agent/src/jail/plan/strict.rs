@@ -171,7 +171,7 @@ pub(super) fn plan(
     } else {
         namespaces |= sys::NEW_MOUNT;
         steps.push(Step::PrivateMounts);
-        writable = vec!["/".to_owned()];
+        writable = vec![places.work_dir.to_string_lossy().into_owned()];
     }
     if with(Wall::Proc) {
         steps.push(Step::OwnProc);

@@ -1,0 +1,279 @@
+//! Attacks from inside a strict task. Each runs a small hostile program (`attacks.py`) three times over:
+//! inside, where it must be denied; and without the walls that cover it, where it must succeed. Where
+//! the task's uid itself is the wall, the second run is outside of any sandbox.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use agent::jail::{Bounds, ExitCause, Level, Network, StartRequest, Wall};
+
+use super::support::{Ended, Node, as_everybody, mark, processes, root, until};
+
+const PROGRAM: &str = include_str!("attacks.py");
+
+/// How an attack succeeds.
+#[derive(Clone, Copy, Debug)]
+enum Without<'a> {
+    /// In the sandbox, these walls taken away.
+    Walls(&'a [Wall]),
+    /// Outside, as the same user.
+    Sandbox,
+    /// Outside, as root in namespaces of its own; an ordinary user's run shows the denial alone.
+    Power,
+}
+
+fn attack(node: &Node, args: &[&str]) -> StartRequest {
+    let words = [&["/usr/bin/python3", "attack.py"], args].concat();
+    let request = StartRequest { level: Level::Strict, ..node.request(&words) };
+    fs::write(request.work_dir.join("attack.py"), PROGRAM).unwrap();
+    request
+}
+
+/// Runs it outside of any sandbox, where nothing that it does lasts.
+fn outside(request: &StartRequest, as_root: bool) -> String {
+    let mut command = if as_root {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--mount-proc", "--ipc", "--net"]).args(&request.argv);
+        command
+    } else {
+        let mut command = Command::new(&request.argv[0]);
+        command.args(&request.argv[1..]);
+        if let (Some(uid), Some(gid)) = (request.uid, request.gid) {
+            command.uid(uid).gid(gid);
+        }
+        command
+    };
+    let output = command.current_dir(&request.work_dir).stdin(Stdio::null()).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn said(ended: &Ended) -> String {
+    format!("{:?}: {}{}", ended.record.cause, ended.out(), ended.err())
+}
+
+/// Runs the attack inside and without.
+async fn show(node: &mut Node, args: &[&str], without: Without<'_>) {
+    show_bounded(node, args, without, Bounds::default()).await;
+}
+
+async fn show_bounded(node: &mut Node, args: &[&str], without: Without<'_>, bounds: Bounds) {
+    let inside = StartRequest { bounds, ..attack(node, args) };
+    let ended = node.run(inside).await;
+    assert!(!ended.out().contains("reached"), "{args:?} inside: {}", said(&ended));
+    let denied = ended.out().contains("denied") || ended.record.cause != ExitCause::Exited(0);
+    assert!(denied || ended.out().is_empty(), "{args:?} inside: {}", said(&ended));
+    assert!(!ended.err().contains("Error: "), "{args:?} broke: {}", ended.err());
+    let control = match without {
+        Without::Walls(walls) => {
+            let request = StartRequest { bounds, without: walls.to_vec(), ..attack(node, args) };
+            said(&node.run(request).await)
+        }
+        Without::Sandbox => outside(&attack(node, args), false),
+        Without::Power if root() => outside(&attack(node, args), true),
+        Without::Power => {
+            println!("skipped: {args:?} needs root to succeed anywhere");
+            return;
+        }
+    };
+    assert!(control.contains("reached"), "{args:?} {without:?} does not succeed either: {control}");
+}
+
+#[test]
+fn bombs_stop_at_their_bounds() {
+    as_everybody("attacks::bombs_stop_at_their_bounds", async |mut node: Node| {
+        let limits = Without::Walls(&[Wall::Limits]);
+        let bounds = Bounds { processes: Some(40), ..Bounds::default() };
+        show_bounded(&mut node, &["fork_bomb", "120"], limits, bounds).await;
+        let bounds = Bounds { memory: Some(96 << 20), ..Bounds::default() };
+        show_bounded(&mut node, &["heap", "200000000"], limits, bounds).await;
+        for place in ["/tmp", "/dev/shm", "/var/tmp"] {
+            // /tmp is as large as half of the memory, unless it is the host's.
+            let tree = Without::Walls(&[Wall::Tree, Wall::Landlock, Wall::Limits]);
+            show_bounded(&mut node, &["fill", place, "100000000"], tree, bounds).await;
+        }
+        let tree = Without::Walls(&[Wall::Tree, Wall::Landlock, Wall::Limits]);
+        show_bounded(&mut node, &["litter", "/tmp", "20000"], tree, bounds).await;
+        let bounds = Bounds { disk: Some(20_000_000), ..Bounds::default() };
+        let disk = Without::Walls(&[Wall::Disk, Wall::Limits]);
+        show_bounded(&mut node, &["fill", ".", "100000000"], disk, bounds).await;
+        node.run(StartRequest { level: Level::Strict, ..node.shell("exit 3") })
+            .await
+            .expect(&ExitCause::Exited(3));
+    });
+}
+
+#[test]
+fn a_bomb_without_end_is_gone_soon_after_its_time() {
+    as_everybody("attacks::a_bomb_without_end_is_gone_soon_after_its_time", async |mut node: Node| {
+        let mark = mark();
+        let script = format!("trap '' TERM; b() {{ : {mark}; b & b & wait; }}; b; sleep 1000");
+        let mut request = StartRequest { level: Level::Strict, ..node.shell(&script) };
+        request.bounds.processes = Some(100);
+        request.limits.nproc = root().then_some(100);
+        request.timeout = Some(Duration::from_secs(1));
+        request.grace = Duration::from_millis(200);
+        let ended = node.run(request).await;
+        ended.expect(&ExitCause::TimedOut);
+        assert!(ended.record.run_ms < 6000, "it took {} ms", ended.record.run_ms);
+        until("everything to be gone", || processes(&mark).is_empty()).await;
+    });
+}
+
+#[test]
+fn nobody_takes_the_processor_from_others() {
+    as_everybody("attacks::nobody_takes_the_processor_from_others", async |mut node: Node| {
+        show(&mut node, &["real_time"], Without::Power).await;
+        show(&mut node, &["priority"], Without::Power).await;
+    });
+}
+
+/// A process outside, of the task's user, with a secret in its environment.
+fn neighbour(secret: &str) -> Child {
+    let mut command = Command::new("/bin/sleep");
+    command.arg("600").env("SECRET", secret).stdin(Stdio::null());
+    if root() {
+        let uid = super::support::task_uid();
+        command.uid(uid).gid(uid);
+    }
+    command.spawn().unwrap()
+}
+
+#[test]
+fn what_is_others_cannot_be_read() {
+    as_everybody("attacks::what_is_others_cannot_be_read", async |mut node: Node| {
+        let secret = mark();
+        let mut neighbour = neighbour(&secret);
+        let pid = neighbour.id().to_string();
+        // Open to everybody: only the file tree stands before it.
+        let key = node.dir.path().join("key.pem");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+        let other = node.shell("true").work_dir.join("file");
+        fs::write(&other, "another task's").unwrap();
+        let tree = Without::Walls(&[Wall::Tree, Wall::Landlock]);
+        for path in [&key, &other] {
+            show(&mut node, &["read", path.to_str().unwrap()], tree).await;
+        }
+        show(&mut node, &["environ", &pid], Without::Sandbox).await;
+        show(&mut node, &["any_environ", &secret], Without::Sandbox).await;
+        show(&mut node, &["kill", &pid], Without::Sandbox).await;
+        show(&mut node, &["keeper"], Without::Power).await;
+        let ended = node.run(attack(&node, &["descriptors"])).await;
+        assert_eq!(ended.out(), "", "a descriptor was inherited");
+        neighbour.kill().unwrap();
+        neighbour.wait().unwrap();
+    });
+}
+
+#[test]
+fn nothing_outside_can_be_written() {
+    as_everybody("attacks::nothing_outside_can_be_written", async |mut node: Node| {
+        let open = node.dir.path().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        let path = open.join("x");
+        show(&mut node, &["write", path.to_str().unwrap()], Without::Walls(&[Wall::Tree, Wall::Landlock]))
+            .await;
+        fs::remove_file(&path).unwrap();
+        // The second wall holds alone.
+        let second =
+            StartRequest { without: vec![Wall::Tree], ..attack(&node, &["write", path.to_str().unwrap()]) };
+        let ended = node.run(second).await;
+        assert!(ended.out().contains("denied"), "{}", said(&ended));
+        for path in
+            ["/usr/mesh-attack", "/etc/mesh-attack", "/mesh-attack", "/dev/mesh-attack", "/bin/mesh-attack"]
+        {
+            show(&mut node, &["write", path], Without::Power).await;
+            if root() {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn no_system_call_opens_a_way_out() {
+    as_everybody("attacks::no_system_call_opens_a_way_out", async |mut node: Node| {
+        let filter = Without::Walls(&[Wall::Seccomp]);
+        for name in
+            ["trace", "namespace", "keys", "page_faults", "ring", "counters", "hypervisor", "new_clone"]
+        {
+            show(&mut node, &[name], filter).await;
+        }
+        // Landlock forbids to change mounts whoever one is.
+        for name in ["mount", "change_root", "enter_namespace"] {
+            show(&mut node, &[name], Without::Walls(&[Wall::Seccomp, Wall::Landlock])).await;
+        }
+        for name in ["device", "by_handle", "programs_in_the_kernel", "memory_device"] {
+            if name == "memory_device" && !Path::new("/dev/mem").exists() {
+                println!("skipped: this machine has no /dev/mem");
+                continue;
+            }
+            show(&mut node, &[name], Without::Power).await;
+        }
+        if cfg!(target_arch = "x86_64") {
+            let ended = node.run(attack(&node, &["foreign"])).await;
+            ended.expect(&ExitCause::Signalled(31));
+            let mut bare = attack(&node, &["foreign"]);
+            bare.without = vec![Wall::Seccomp];
+            let ended = node.run(bare).await;
+            if ended.record.cause == ExitCause::Signalled(11) {
+                println!("skipped: this kernel has no 32-bit system calls");
+            } else {
+                assert!(ended.out().contains("reached"), "{}", said(&ended));
+            }
+        }
+        let terminal = node.run(attack(&node, &["terminal"])).await;
+        assert!(!terminal.out().contains("reached"), "{}", said(&terminal));
+    });
+}
+
+#[test]
+fn setuid_programs_give_nothing_here_either() {
+    as_everybody("attacks::setuid_programs_give_nothing_here_either", async |mut node: Node| {
+        let make = |node: &Node| {
+            let request = attack(node, &["setuid", "./id"]);
+            let id = request.work_dir.join("id");
+            fs::copy("/usr/bin/id", &id).unwrap();
+            fs::set_permissions(&id, fs::Permissions::from_mode(0o6755)).unwrap();
+            request
+        };
+        let ended = node.run(make(&node)).await;
+        assert!(!ended.out().contains("reached"), "{}", said(&ended));
+        if !root() {
+            println!("skipped: only root can make a program of root");
+            return;
+        }
+        let walls = [Wall::Tree, Wall::Capabilities, Wall::NoNewPrivileges, Wall::Landlock, Wall::Seccomp];
+        let ended = node.run(StartRequest { without: walls.to_vec(), ..make(&node) }).await;
+        assert!(ended.out().contains("reached 0"), "{}", said(&ended));
+        // Any one of three walls is enough.
+        for kept in [Wall::Tree, Wall::Capabilities, Wall::NoNewPrivileges] {
+            let without = walls.iter().copied().filter(|wall| *wall != kept).collect();
+            let ended = node.run(StartRequest { without, ..make(&node) }).await;
+            assert!(!ended.out().contains("reached"), "{kept:?} alone: {}", said(&ended));
+        }
+    });
+}
+
+#[test]
+fn no_service_of_the_host_is_reached() {
+    as_everybody("attacks::no_service_of_the_host_is_reached", async |mut node: Node| {
+        let service = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = service.local_addr().unwrap().port().to_string();
+        show(&mut node, &["connect", &port], Without::Walls(&[Wall::Network])).await;
+        let name = mark();
+        let address =
+            <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name);
+        let _socket = std::os::unix::net::UnixListener::bind_addr(&address.unwrap()).unwrap();
+        show(&mut node, &["abstract", &name], Without::Walls(&[Wall::Network, Wall::Landlock])).await;
+        // With the host's network the second wall still stands before sockets without a file.
+        let with_network = StartRequest { network: Network::Host, ..attack(&node, &["abstract", &name]) };
+        let ended = node.run(with_network).await;
+        assert!(ended.out().contains("denied"), "{}", said(&ended));
+    });
+}
