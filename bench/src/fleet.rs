@@ -177,6 +177,7 @@ impl Session {
 }
 
 /// The end of a task that did nothing, as an agent tells it.
+#[expect(clippy::needless_pass_by_value, reason = "it is mapped over assignments")]
 fn ended(assignment: Assignment) -> AttemptEvent {
     let end = Ended {
         cause: Cause::Exit.into(),

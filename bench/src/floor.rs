@@ -49,7 +49,7 @@ pub fn spawn_ms() -> f64 {
 /// How long 8 KiB, a page of Postgres, take to the disk where `dir` is, in milliseconds.
 pub fn sync_ms(dir: &Path) -> anyhow::Result<f64> {
     let mut file = tempfile::tempfile_in(dir).context("make a file for the fdatasync floor")?;
-    file.write_all(&[0; 1 << 20])?;
+    file.write_all(&vec![0; 1 << 20])?;
     file.sync_all()?;
     let one = |file: &File| -> std::io::Result<f64> {
         let began = Instant::now();

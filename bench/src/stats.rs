@@ -19,6 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "the values are taken over as they are")]
     fn quantiles_are_values_that_were_measured() {
         let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
         assert_eq!([quantile(&values, 0.0), quantile(&values, 1.0)], [1.0, 100.0]);

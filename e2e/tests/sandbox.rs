@@ -19,7 +19,7 @@ fn a_strict_task_has_its_mount_its_limits_and_nothing_else_of_the_host() {
     assert_eq!(node["sandbox"]["level"], "strict", "{node}");
     assert_eq!(node["sandbox"]["mounts"][0]["name"], "data");
     let job = mesh.submit(&format!(
-        r#"
+        r"
         name: strict
         on_failure: continue
         tasks:
@@ -36,15 +36,15 @@ fn a_strict_task_has_its_mount_its_limits_and_nothing_else_of_the_host() {
             where: {{limits: cgroup}}
             resources: {{memory: 64MiB}}
             script: head -c 200000000 /dev/zero | tail -c 150000000 | wc -c
-        "#,
+        ",
         data.display()
     ));
     job.becomes("PARTIALLY_COMPLETED");
     let to = job.fetch();
     let seen = fs::read_to_string(to.join("sees/out.txt")).unwrap();
     assert!(seen.starts_with("measured\n/work\n") && seen.ends_with("hidden\n"), "{seen}");
-    let sees = job.task("sees");
-    assert_eq!((sees["state"].as_str(), sees["sandbox"].as_str()), (Some("COMPLETED"), Some("strict")));
+    let looked = job.task("sees");
+    assert_eq!((looked["state"].as_str(), looked["sandbox"].as_str()), (Some("COMPLETED"), Some("strict")));
     assert_eq!(job.task("eats")["cause"], "oom");
 }
 

@@ -111,7 +111,7 @@ async fn long_queue(bed: &Bed, fleet: &mut Fleet, load: Load) -> anyhow::Result<
 }
 
 async fn finish(fleet: &mut Fleet, count: u64) -> anyhow::Result<()> {
-    let limit = Instant::now() + Duration::from_secs(60);
+    let limit = Instant::now() + Duration::from_mins(1);
     while fleet.finished() < count {
         fleet.check()?;
         ensure!(Instant::now() < limit, "{} of {count} tasks ended", fleet.finished());

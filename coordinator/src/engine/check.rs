@@ -145,7 +145,7 @@ impl Engine {
         let takes = node.takes_work() && total > 0 && node.reserved.is_none();
         let right = stands.open.is_some() == (takes && node.used.cpu_millis < total)
             && stands.feeds.is_some() == (takes && node.queue_room() > 0)
-            && stands.queued.is_some() == !node.queue.is_empty();
+            && stands.queued.is_none() == node.queue.is_empty();
         let id = node.record.id;
         let indexed = stands.open.is_none_or(|key| self.index.open.contains(&(key, id)))
             && stands.feeds.is_none_or(|key| self.index.feeds.contains(&(key, id)))

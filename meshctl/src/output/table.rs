@@ -334,7 +334,10 @@ pub fn tokens(out: Out, tokens: &[v1::TokenInfo], now_ms: i64) -> String {
 
 /// Sentences first, the numbers under them.
 pub fn why(out: Out, answer: &v1::ExplainTaskResponse) -> String {
-    let mut text: String = answer.sentences.iter().map(|line| format!("{}\n", escape(line))).collect();
+    let mut text = String::new();
+    for sentence in &answer.sentences {
+        let _ = writeln!(text, "{}", escape(sentence));
+    }
     let shown = [(&answer.now, "Nodes now"), (&answer.recorded, "Nodes when it was placed")];
     for (placement, title) in shown {
         let Some(placement) = placement.as_ref().filter(|placement| !placement.best.is_empty()) else {

@@ -51,7 +51,7 @@ struct Class {
     /// The nodes that the filter admits, when they are few, and the facts that this is true of.
     few: Option<(u64, Option<Arc<Vec<NodeId>>>)>,
     /// How many nodes the filter keeps out, by reason, and the facts that this is true of.
-    rejected: Option<(u64, Arc<Vec<(&'static str, u32)>>)>,
+    rejected: Option<(u64, Reasons)>,
     /// The latest record of a decision.
     decided: Option<(Time, u64)>,
     /// Since when later ones were served while it found no room.
@@ -71,6 +71,9 @@ const RECORD_MS: u64 = 100;
 pub fn smooth(old: Option<u64>, new: u64) -> u64 {
     old.map_or(new, |old| (old * 3 + new) / 4)
 }
+
+/// How many nodes are out of the question, by the reason's kind.
+pub type Reasons = Arc<Vec<(&'static str, u32)>>;
 
 /// All classes that have members.
 #[derive(Clone, Debug, Default)]
@@ -182,7 +185,7 @@ impl Classes {
     }
 
     /// How many nodes the filter keeps out of a class, by reason.
-    pub fn rejected(&mut self, id: ClassId, nodes: &Nodes, facts: u64) -> Arc<Vec<(&'static str, u32)>> {
+    pub fn rejected(&mut self, id: ClassId, nodes: &Nodes, facts: u64) -> Reasons {
         let Some(class) = self.by_id.get_mut(&id) else { return Arc::default() };
         if let Some((of, rejected)) = &class.rejected
             && *of == facts

@@ -202,8 +202,9 @@ fn sentence(reason: &'static str, wanted: &Requirements, nodes: &[(&Node, Unfit)
             let asked = &wanted.resources;
             let memory =
                 if asked.memory > 0 { format!(" and {}", size(asked.memory)) } else { String::new() };
-            let named: String =
+            let named: Vec<String> =
                 asked.named.iter().map(|(name, units)| format!(" and {units} {name}")).collect();
+            let named = named.concat();
             format!(
                 "{} too small for {} cpu{memory}{named}{}",
                 number(count, "node is", "nodes are"),

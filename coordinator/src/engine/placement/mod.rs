@@ -54,14 +54,21 @@ impl Offer {
     }
 }
 
+/// How far the order of nodes was walked.
+#[derive(Clone, Copy, Debug)]
+enum Walked {
+    Nowhere,
+    To((u64, NodeId)),
+    ToTheEnd,
+}
+
 /// The nodes that one class may use during one round, best first. Each node is looked at once:
 /// the order is walked as far as it is needed, and what was found stays at hand.
 #[derive(Debug)]
 pub struct Candidates {
     offer: Offer,
     found: BinaryHeap<Reverse<(u64, NodeId)>>,
-    /// How far the order was walked; none: to its end.
-    walked: Option<Option<(u64, NodeId)>>,
+    walked: Walked,
     looked: bool,
 }
 
@@ -69,7 +76,7 @@ impl Candidates {
     /// All nodes that offer something.
     #[must_use]
     pub fn all(offer: Offer) -> Self {
-        Self { offer, found: BinaryHeap::new(), walked: Some(None), looked: true }
+        Self { offer, found: BinaryHeap::new(), walked: Walked::Nowhere, looked: true }
     }
 
     /// Only these nodes: the others were looked at before and have not changed since.
@@ -90,7 +97,7 @@ impl Candidates {
                 admits(wanted, node).is_ok().then_some(Reverse((key, id)))
             })
             .collect();
-        Self { offer, found, walked: None, looked }
+        Self { offer, found, walked: Walked::ToTheEnd, looked }
     }
 
     /// The best node that takes a task with these requirements now, and what it takes there.
@@ -134,17 +141,21 @@ impl Candidates {
 
     /// Walks the order until its next node is no better than the best one at hand.
     fn walk(&mut self, index: &Index, nodes: &Nodes, wanted: &Requirements) {
-        while let Some(past) = self.walked {
-            let from = past.map_or(Bound::Unbounded, Bound::Excluded);
+        loop {
+            let from = match self.walked {
+                Walked::Nowhere => Bound::Unbounded,
+                Walked::To(past) => Bound::Excluded(past),
+                Walked::ToTheEnd => return,
+            };
             let next = self.offer.order(index).range((from, Bound::Unbounded)).next().copied();
             let Some((key, id)) = next else {
-                self.walked = None;
+                self.walked = Walked::ToTheEnd;
                 return;
             };
             if self.found.peek().is_some_and(|Reverse(best)| *best <= (key, id)) {
                 return;
             }
-            self.walked = Some(Some((key, id)));
+            self.walked = Walked::To((key, id));
             if nodes.get(&id).is_some_and(|node| admits(wanted, node).is_ok()) {
                 self.found.push(Reverse((key, id)));
             }
