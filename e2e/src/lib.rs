@@ -27,5 +27,5 @@ pub use http::{Reply, get};
 pub use job::Job;
 pub use mesh::{Mesh, MeshOptions};
 pub use process::{Signal, signal};
-pub use proxy::Proxy;
+pub use proxy::{Connection, Proxy, Way};
 pub use witness::{Event, Witness};

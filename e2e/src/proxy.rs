@@ -1,42 +1,138 @@
-//! A TCP proxy under the test's control: the cable between an agent and its coordinator.
+//! A TCP proxy under the test's control: the cable between any two programs, such as an agent and
+//! its coordinator, or the coordinator and Postgres. It can break connections, hold their bytes
+//! back, lose them in one direction while everything looks open, and be slow.
+//!
+//! What is said to the [`Proxy`] holds for every connection and for those to come; what is said to
+//! a [`Connection`] holds for it alone, until the proxy is told something else.
+//!
+//! ```text
+//! client ── reader ─(bounded queue)─ writer ─▶ target      Way::Up
+//! client ◀─ writer ─(bounded queue)─ reader ── target      Way::Down
+//! ```
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        Arc, Condvar, Mutex, MutexGuard,
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
+    time::{Duration, Instant},
 };
 
-/// Forwards connections from its own port to a target, until the test cuts it.
+/// Pieces of up to [`PIECE`] bytes that one way of one connection holds, before its sender waits.
+const PIECES: usize = 64;
+const PIECE: usize = 64 * 1024;
+
+/// A direction through the cable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From who connected to the target.
+    Up,
+    /// From the target to who connected.
+    Down,
+}
+
+/// What happens to the bytes of one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Passage {
+    #[default]
+    Passes,
+    /// They wait for the healing, in order and complete.
+    Held,
+    /// They vanish, and so does the end of the connection.
+    Swallowed,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Rules {
+    up: Passage,
+    down: Passage,
+    delay: Duration,
+}
+
+impl Rules {
+    fn of(&self, way: Way) -> Passage {
+        match way {
+            Way::Up => self.up,
+            Way::Down => self.down,
+        }
+    }
+
+    fn set(&mut self, way: Way, passage: Passage) {
+        match way {
+            Way::Up => self.up = passage,
+            Way::Down => self.down = passage,
+        }
+    }
+}
+
+/// Forwards connections from its own port to a target.
 pub struct Proxy {
     address: String,
     shared: Arc<Shared>,
 }
 
+/// One living connection through a [`Proxy`].
+#[derive(Clone)]
+pub struct Connection {
+    number: u64,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
 struct Shared {
-    target: Mutex<Option<String>>,
-    cut: AtomicBool,
-    stop: AtomicBool,
-    streams: Mutex<Vec<TcpStream>>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    target: Option<String>,
+    /// New connections are closed at once.
+    refuses: bool,
+    stopped: bool,
+    /// For connections to come.
+    rules: Rules,
+    links: BTreeMap<u64, Link>,
+    taken: u64,
+}
+
+struct Link {
+    rules: Rules,
+    /// Bytes of it are missing: it cannot go on once the cable is whole.
+    lossy: bool,
+    /// Ways that have not come to their end.
+    open: u8,
+    streams: [TcpStream; 2],
+}
+
+impl Link {
+    fn close(&self) {
+        for stream in &self.streams {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Proxy {
-    /// Listens on a free port; connections are closed until there is a target.
+    /// Listens on a free port of the loopback; connections are closed until there is a target.
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind the proxy");
         let address = listener.local_addr().expect("the proxy's address").to_string();
-        let shared = Arc::new(Shared {
-            target: Mutex::new(None),
-            cut: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            streams: Mutex::new(Vec::new()),
-        });
+        let shared = Arc::<Shared>::default();
         let own = Arc::clone(&shared);
         thread::spawn(move || accept(&listener, &own));
         Self { address, shared }
+    }
+
+    /// A cable to `target` (host:port).
+    pub fn to(target: &str) -> Self {
+        let proxy = Self::start();
+        proxy.set_target(target);
+        proxy
     }
 
     /// host:port to connect to.
@@ -44,41 +140,185 @@ impl Proxy {
         &self.address
     }
 
+    /// Where connections lead that are made from now on.
     pub fn set_target(&self, target: &str) {
-        *self.shared.target.lock().expect("no holder panics") = Some(target.to_owned());
+        self.shared.lock().target = Some(target.to_owned());
     }
 
-    /// Breaks every connection and refuses new ones.
+    /// Breaks every connection and refuses new ones, until it is healed.
     pub fn cut(&self) {
-        self.shared.cut.store(true, Ordering::SeqCst);
+        self.shared.lock().refuses = true;
         self.flap();
-    }
-
-    /// Lets connections through again.
-    pub fn heal(&self) {
-        self.shared.cut.store(false, Ordering::SeqCst);
     }
 
     /// Breaks every connection once; new ones pass.
     pub fn flap(&self) {
-        for stream in self.shared.streams.lock().expect("no holder panics").drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.shared.change(|state| state.links.values().for_each(Link::close));
+    }
+
+    /// Keeps the bytes of one way back until it is healed; then they go on, none missing.
+    pub fn hold(&self, way: Way) {
+        self.set(way, Passage::Held);
+    }
+
+    /// Loses what goes this way, the ends of connections too, while all of them stay open: half of
+    /// a partition. At the healing those that lost something are broken.
+    pub fn swallow(&self, way: Way) {
+        self.set(way, Passage::Swallowed);
+    }
+
+    /// Loses everything, both ways, while all connections stay open: a partition.
+    pub fn partition(&self) {
+        self.swallow(Way::Up);
+        self.swallow(Way::Down);
+    }
+
+    fn set(&self, way: Way, passage: Passage) {
+        self.shared.change(|state| {
+            state.rules.set(way, passage);
+            state.links.values_mut().for_each(|link| link.rules.set(way, passage));
+        });
+    }
+
+    /// Lets every byte arrive so much later, both ways. Zero: at once.
+    pub fn delay(&self, by: Duration) {
+        self.shared.change(|state| {
+            state.rules.delay = by;
+            state.links.values_mut().for_each(|link| link.rules.delay = by);
+        });
+    }
+
+    /// Makes the cable whole again. A delay stays.
+    pub fn heal(&self) {
+        self.shared.change(|state| {
+            state.refuses = false;
+            let whole = Rules { delay: state.rules.delay, ..Rules::default() };
+            state.rules = whole;
+            for link in state.links.values_mut() {
+                link.heal(whole);
+            }
+        });
+    }
+
+    /// The living connections, the oldest first.
+    pub fn connections(&self) -> Vec<Connection> {
+        let numbers: Vec<u64> = self.shared.lock().links.keys().copied().collect();
+        let connection = |number| Connection { number, shared: Arc::clone(&self.shared) };
+        numbers.into_iter().map(connection).collect()
+    }
+
+    /// How many connections were made through it so far; refused ones count.
+    pub fn taken(&self) -> u64 {
+        self.shared.lock().taken
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.lock().stopped = true;
         self.cut();
         // Wakes the accept loop so that it sees the stop.
         let _ = TcpStream::connect(&self.address);
     }
 }
 
+impl Connection {
+    /// Breaks it.
+    pub fn cut(&self) {
+        self.change(|link| link.close());
+    }
+
+    /// As [`Proxy::hold`], for it alone.
+    pub fn hold(&self, way: Way) {
+        self.change(|link| link.rules.set(way, Passage::Held));
+    }
+
+    /// As [`Proxy::swallow`], for it alone.
+    pub fn swallow(&self, way: Way) {
+        self.change(|link| link.rules.set(way, Passage::Swallowed));
+    }
+
+    /// As [`Proxy::heal`], for it alone.
+    pub fn heal(&self) {
+        self.change(|link| link.heal(Rules { delay: link.rules.delay, ..Rules::default() }));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Link)) {
+        self.shared.change(|state| {
+            if let Some(link) = state.links.get_mut(&self.number) {
+                change(link);
+            }
+        });
+    }
+}
+
+impl Link {
+    fn heal(&mut self, rules: Rules) {
+        self.rules = rules;
+        if self.lossy {
+            self.close();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits until a piece that came at `at` may go on, or not; `false` when it is lost.
+    fn admits(&self, number: u64, way: Way, at: Instant) -> bool {
+        let mut state = self.lock();
+        loop {
+            let stopped = state.stopped;
+            let Some(link) = state.links.get_mut(&number).filter(|_| !stopped) else { return false };
+            let left = (at + link.rules.delay).saturating_duration_since(Instant::now());
+            match link.rules.of(way) {
+                Passage::Swallowed => {
+                    link.lossy = true;
+                    return false;
+                }
+                Passage::Passes if left.is_zero() => return true,
+                Passage::Passes => {
+                    state = self.changed.wait_timeout(state, left).expect("no holder panics").0;
+                }
+                Passage::Held => state = self.changed.wait(state).expect("no holder panics"),
+            }
+        }
+    }
+
+    /// A way came to its end by itself. Nobody hears of that through a broken cable.
+    fn ended(&self, number: u64, way: Way, at: Instant, to: &TcpStream) {
+        while !self.admits(number, way, at) {
+            let mut state = self.lock();
+            while state.links.get(&number).is_some_and(|link| link.rules.of(way) == Passage::Swallowed)
+                && !state.stopped
+            {
+                state = self.changed.wait(state).expect("no holder panics");
+            }
+            if state.stopped || !state.links.contains_key(&number) {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+        let mut state = self.lock();
+        if let Some(link) = state.links.get_mut(&number) {
+            link.open -= 1;
+            if link.open == 0 {
+                state.links.remove(&number);
+            }
+        }
+    }
+}
+
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     for client in listener.incoming() {
-        if shared.stop.load(Ordering::SeqCst) {
+        if shared.lock().stopped {
             return;
         }
         let Ok(client) = client else { continue };
@@ -89,28 +329,61 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 fn forward(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
-    let target = shared.target.lock().expect("no holder panics").clone();
-    let (Some(target), false) = (target, shared.cut.load(Ordering::SeqCst)) else {
-        return client.shutdown(Shutdown::Both);
+    let (number, target) = {
+        let mut state = shared.lock();
+        state.taken += 1;
+        (state.taken, state.target.clone().filter(|_| !state.refuses))
     };
+    let Some(target) = target else { return client.shutdown(Shutdown::Both) };
     let server = TcpStream::connect(target)?;
-    let mut streams = shared.streams.lock().expect("no holder panics");
-    streams.push(client.try_clone()?);
-    streams.push(server.try_clone()?);
-    drop(streams);
+    for stream in [&client, &server] {
+        stream.set_nodelay(true)?;
+    }
+    let link = |rules| -> io::Result<Link> {
+        let streams = [client.try_clone()?, server.try_clone()?];
+        Ok(Link { rules, lossy: false, open: 2, streams })
+    };
+    {
+        let mut state = shared.lock();
+        let link = link(state.rules)?;
+        if state.refuses {
+            link.close();
+        }
+        state.links.insert(number, link);
+    }
     let (client_back, server_back) = (client.try_clone()?, server.try_clone()?);
-    thread::spawn(move || pump(client, server));
-    thread::spawn(move || pump(server_back, client_back));
+    pump(shared, number, Way::Up, client, server);
+    pump(shared, number, Way::Down, server_back, client_back);
     Ok(())
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream) {
-    let mut buffer = vec![0; 64 * 1024];
+/// A piece and when it came; none is the end.
+type Piece = (Instant, Option<Vec<u8>>);
+
+fn pump(shared: &Arc<Shared>, number: u64, way: Way, from: TcpStream, to: TcpStream) {
+    let (send, receive) = sync_channel(PIECES);
+    let shared = Arc::clone(shared);
+    let small = || thread::Builder::new().stack_size(256 * 1024);
+    small().spawn(move || read(from, &send)).expect("start a thread");
+    small().spawn(move || write(&shared, number, way, to, &receive)).expect("start a thread");
+}
+
+fn read(mut from: TcpStream, send: &SyncSender<Piece>) {
+    let mut buffer = vec![0; PIECE];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if to.write_all(&buffer[..length]).is_err() {
-            break;
+        if send.send((Instant::now(), Some(buffer[..length].to_vec()))).is_err() {
+            return;
         }
     }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
+    let _ = send.send((Instant::now(), None));
+}
+
+fn write(shared: &Shared, number: u64, way: Way, mut to: TcpStream, pieces: &Receiver<Piece>) {
+    for (at, piece) in pieces {
+        let Some(piece) = piece else { return shared.ended(number, way, at, &to) };
+        if shared.admits(number, way, at) && to.write_all(&piece).is_err() {
+            // Whoever still sends this way is told that nobody listens.
+            shared.change(|state| state.links.get(&number).into_iter().for_each(Link::close));
+        }
+    }
 }
