@@ -99,6 +99,8 @@ pub enum Step {
         #[serde(with = "text")]
         options: CString,
     },
+    /// Pseudo terminals of its own, in this directory.
+    Terminals(#[serde(with = "text")] CString),
     /// A directory that everybody may write in.
     MakeOpenDir(#[serde(with = "text")] CString),
     /// Let the root be written to, to make room for mounts.
@@ -216,6 +218,7 @@ impl Step {
             Self::Harden { .. } => "hardening a mount",
             Self::MapOwner { .. } => "mapping the owner of a mount",
             Self::Scratch { .. } | Self::MakeOpenDir(_) => "making /tmp",
+            Self::Terminals(_) => "making pseudo terminals",
             Self::Unseal(_) => "making room for a mount",
             Self::Rules(_) | Self::Restrict => "applying Landlock rules",
             Self::Filter => "filtering system calls",

@@ -13,7 +13,7 @@ use rustix::{
     event::epoll,
     io::Errno,
     pipe::PipeFlags,
-    process::{Signal, pidfd_send_signal},
+    process::{Gid, Signal, Uid, pidfd_send_signal},
 };
 
 use super::{
@@ -153,8 +153,13 @@ impl Running {
         let spool = Spool::create(&request.attempt_dir, request.max_output)
             .map_err(|error| failed("cannot create the spool", error))?;
         let pipes = || -> Result<_, Errno> {
-            let stdout = pipe()?;
-            let stderr = pipe()?;
+            let (stdout, stderr) = (pipe()?, pipe()?);
+            if let (Some(uid), Some(gid)) = (request.uid, request.gid) {
+                // The task's own: /dev/stdout and /dev/stderr are opened by their owner alone.
+                let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+                rustix::fs::fchown(&stdout.1, uid, gid)?;
+                rustix::fs::fchown(&stderr.1, uid, gid)?;
+            }
             Ok((stdout, stderr, keeper::control()?))
         };
         let (stdout, stderr, control) = pipes().map_err(|error| failed("cannot make pipes", error.into()))?;

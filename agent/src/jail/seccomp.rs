@@ -1,7 +1,7 @@
 //! The system calls that a strict task may make: an allowlist, by groups with a reason each, and its
 //! compilation into the kernel's filter language. Pure; `sys` hands the program to the kernel.
 //!
-//! What is on no list fails with EPERM; `clone3` and everything newer than this list with ENOSYS, so
+//! What is on no list fails with EPERM; `clone3`, POSIX queues and everything newer than this list with ENOSYS, so
 //! that a C library falls back to the older call, whose flags a filter can see. Another machine's
 //! system calls (32-bit ones on a 64-bit kernel) end the process.
 //!
@@ -76,8 +76,10 @@ pub const RULED: &[(c_long, Rule)] = &[
     (libc::SYS_personality, Rule::Only { argument: 0, values: &PERSONALITIES, error: libc::EPERM }),
 ];
 
-/// Calls that do not exist for a task: the C library does without.
-pub const ABSENT: &[c_long] = calls![SYS_clone3];
+/// Calls that do not exist for a task: the C library does without `clone3`; POSIX queues lie in a file
+/// system of their own that no Landlock rule can name, so opening one would fail for a reason that
+/// no program expects.
+pub const ABSENT: &[c_long] = calls![SYS_clone3 SYS_mq_open SYS_mq_unlink];
 
 /// The newest system call that was looked at for these lists; the newer ones do not exist for a task.
 pub const NEWEST: c_long = 469;
@@ -177,11 +179,10 @@ pub const ALLOWED: &[Group] = &[
         ],
     },
     Group {
-        why: "System V and POSIX queues, semaphores and memory, in an ipc namespace of its own",
+        why: "System V queues, semaphores and memory, in an ipc namespace of its own",
         calls: calls![
             SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semtimedop SYS_semctl
-            SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl SYS_mq_open SYS_mq_unlink SYS_mq_timedsend
-            SYS_mq_timedreceive SYS_mq_notify SYS_mq_getsetattr
+            SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl
         ],
     },
     Group { why: "what machine this is, and chance", calls: calls![SYS_uname SYS_sysinfo SYS_getrandom] },

@@ -159,6 +159,12 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
         Step::Scratch { path, options } => {
             rustix::mount::mount(c"mesh", path.as_c_str(), c"tmpfs", TAME, options.as_c_str())
         }
+        Step::Terminals(path) => {
+            let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+            rustix::mount::mount(c"mesh", path.as_c_str(), c"devpts", flags, c"ptmxmode=0666,mode=0600")?;
+            // Devices open all the same, but no task changes what the next one finds.
+            rustix::mount::mount_remount(path.as_c_str(), flags | MountFlags::BIND | MountFlags::RDONLY, c"")
+        }
         Step::MakeOpenDir(path) => {
             rustix::fs::mkdirat(CWD, path.as_c_str(), Mode::from_raw_mode(0o755))?;
             rustix::fs::chmodat(

@@ -23,8 +23,8 @@ const DIRECTORIES: [&str; 12] = [
     // How many processors there are and how they hang together.
     "/sys/devices/system",
 ];
-/// Nothing, zeros, a full disk, chance.
-const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+/// Nothing, zeros, a full disk, chance, and whatever terminal a process has made its own.
+const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 /// Where the resolver's servers are written; often a link to a place that a daemon keeps.
 const RESOLVER: &str = "/etc/resolv.conf";
 

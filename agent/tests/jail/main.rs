@@ -5,6 +5,7 @@ mod attacks;
 mod containment;
 mod endings;
 mod output;
+mod programs;
 mod running;
 mod strict;
 mod support;

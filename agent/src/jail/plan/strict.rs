@@ -120,8 +120,11 @@ fn tree(ground: &Ground, system: &System, base: &Path, facts: &Facts) -> Result<
         // Not hardened: devices are what it is for, and they say themselves who may do what.
         steps.extend([Step::MakeFile(at(device)?), Step::Hold(c_path(device)?), Step::Restore(at(device)?)]);
     }
+    make_dir(Path::new("/dev/pts"), &mut steps)?;
+    steps.push(Step::Terminals(at(Path::new("/dev/pts"))?));
     for (path, target) in [
         ("/dev/fd", "/proc/self/fd"),
+        ("/dev/ptmx", "pts/ptmx"),
         ("/dev/stdin", "/proc/self/fd/0"),
         ("/dev/stdout", "/proc/self/fd/1"),
         ("/dev/stderr", "/proc/self/fd/2"),
