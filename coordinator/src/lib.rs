@@ -7,6 +7,7 @@ pub mod commit;
 pub mod config;
 pub mod credentials;
 pub mod engine;
+mod failpoint;
 mod files;
 pub mod grpc;
 pub mod http;

@@ -10,6 +10,7 @@ use crate::{
         effect::{Effects, Write},
         event::{Event, NewJob, ReplyId},
     },
+    failpoint::{Point, reach},
     metrics::Metrics,
     spawn::{AbortOnDrop, spawn_owned},
     store::{
@@ -60,6 +61,7 @@ pub(super) fn start(
         batch.accepted = writes.iter().filter_map(accepted).collect();
         let rows = Rows::of(writes);
         let beat = rows.is_empty();
+        reach(Point::BeforeBegin);
         let result = commit(&mut connection, epoch, rows).await;
         if !beat {
             metrics.committed(batch.events.len(), started.elapsed());

@@ -27,6 +27,7 @@ use crate::{
         event::{Event, ReplyId},
         types::Settings,
     },
+    failpoint::{Point, reach},
     metrics::Metrics,
     store::{Store, StoreError},
 };
@@ -138,6 +139,7 @@ impl<O: Outside> CommitLoop<O> {
                     if events.is_empty() && pause(RETRY.1, &shutdown).await {
                         break Ok(());
                     }
+                    reach(Point::BeforeSplit);
                     self.split(events, fresh, &error);
                 }
             }

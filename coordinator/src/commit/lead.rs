@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     engine::{Engine, effect::Say, event::Event, types::Time},
+    failpoint::{Point, reach},
     store::{StoreError, leader},
 };
 
@@ -112,7 +113,9 @@ impl<O: Outside> CommitLoop<O> {
                         Ok(seq) => {
                             self.standing.moved(seq.cast_unsigned(), sent_ms, self.lease_ms());
                             writer.idle = Some(connection);
+                            reach(Point::BeforeRelease);
                             self.release(batch);
+                            reach(Point::AfterRelease);
                         }
                         Err(error) if error.is_poison() => {
                             if !pending.events.is_empty() {
@@ -164,6 +167,7 @@ impl<O: Outside> CommitLoop<O> {
             self.outside.accepted(*number, job);
         }
         for say in batch.fx.says {
+            reach(Point::AmidRelease);
             if let Say::Reply(id, reply) = say {
                 if let Some(waiting) = self.replies.remove(&id) {
                     let _ = waiting.send(reply);
@@ -184,13 +188,14 @@ impl<O: Outside> CommitLoop<O> {
                 self.release(batch);
                 writer.idle = Some(connection);
             }
+            reach(Point::BeforeLayDown);
             match &mut writer.idle {
                 Some(connection) => leader::lay_down(connection, epoch).await,
                 None => Ok(()),
             }
         });
         match laid_down.await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => reach(Point::AfterLayDown),
             Ok(Err(error)) => {
                 warn!(error = &error as &dyn std::error::Error, "could not lay down the lead");
             }

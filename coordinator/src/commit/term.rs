@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::core::Options;
 use crate::{
     engine::{Engine, types::Time},
+    failpoint::{Point, reach},
     store::{Clock, Store, StoreError, clock::boot_ms, leader, snapshot},
 };
 
@@ -35,6 +36,7 @@ pub(super) async fn begin(store: &Store, options: &Options) -> Result<Begun, Sto
     let started = boot_ms();
     let mut connection = connect(store, options).await?;
     let (row, mut sent_ms) = lead(&mut connection, options).await?;
+    reach(Point::AfterTake);
     let clock = Clock::new(row.now);
     let mut seq = row.seq;
     // What is read must not be older than the lead, and the lead must not look abandoned while
@@ -52,6 +54,7 @@ pub(super) async fn begin(store: &Store, options: &Options) -> Result<Begun, Sto
             }
         }
     };
+    reach(Point::AfterLoad);
     let now = clock.now();
     let (jobs, nodes) = (snapshot.jobs.len(), snapshot.nodes.len());
     let engine = Engine::restore(options.settings.clone(), snapshot, grace(now, options));
@@ -74,6 +77,7 @@ async fn lead(
         warn!(%holder, wait = ?options.takeover, "another coordinator held the lead; waiting whether it still moves");
         sleep(options.takeover).await;
     }
+    reach(Point::BeforeTake);
     loop {
         let sent_ms = boot_ms();
         match leader::take(connection, &seen, options.id).await {

@@ -23,6 +23,7 @@ use crate::engine::{
     placement::Decision,
     types::{Counts, JobState, TaskState, Time},
 };
+use crate::failpoint::{Point, reach};
 
 /// The rows of one commit, the last of each key.
 #[derive(Debug, Default)]
@@ -86,9 +87,12 @@ pub async fn commit(connection: &mut PgConnection, epoch: i64, mut rows: Rows) -
         return leader::fence(connection, epoch).await;
     }
     let mut transaction = connection.begin().await?;
+    reach(Point::BeforeFence);
     match write(&mut transaction, epoch, &mut rows).await {
         Ok(seq) => {
+            reach(Point::BeforeCommit);
             transaction.commit().await?;
+            reach(Point::AfterCommit);
             Ok(seq)
         }
         Err(error) => {
@@ -102,11 +106,16 @@ pub async fn commit(connection: &mut PgConnection, epoch: i64, mut rows: Rows) -
 
 async fn write(transaction: &mut PgConnection, epoch: i64, rows: &mut Rows) -> Result<i64, StoreError> {
     let seq = leader::fence(transaction, epoch).await?;
+    reach(Point::AfterFence);
     insert_jobs(transaction, rows).await?;
+    reach(Point::AfterNewJobs);
     update_jobs(transaction, &rows.jobs).await?;
     update_definitions(transaction, &rows.definitions).await?;
+    reach(Point::AfterJobs);
     upsert_tasks(transaction, &rows.tasks).await?;
+    reach(Point::AfterTasks);
     upsert_attempts(transaction, &rows.attempts).await?;
+    reach(Point::AfterAttempts);
     update_nodes(transaction, &rows.nodes).await?;
     decisions::insert(transaction, &rows.decisions).await?;
     Ok(seq)

@@ -1,5 +1,6 @@
 //! Tests of the commit loop on a real Postgres, with a fake outside.
 
+mod crash;
 mod order;
 mod poison;
 mod proxy;
