@@ -289,10 +289,10 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
     // Changing who one is has disarmed this.
     tie_to_jail(contained);
     let mut room = Watch::new(plan.room);
-    // To signal a task of another uid, and to look into its directory, is all that is still needed;
-    // without root not even that.
+    // To signal a task of another uid, and to look into its directory and at what it holds open, is
+    // all that is still needed; without root not even that.
     let needed = if room.is_some() {
-        CapabilitySet::KILL | CapabilitySet::DAC_READ_SEARCH
+        CapabilitySet::KILL | CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_PTRACE
     } else {
         CapabilitySet::KILL
     };

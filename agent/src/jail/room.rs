@@ -2,18 +2,20 @@
 //! from time to time: never before a task is a second old, and the longer a look takes the less
 //! often, so that it costs no more than a twentieth of a core.
 //!
-//! It sees files by their names. What is open without a name any more is not seen; a single
-//! file is bounded by the process limit on file sizes as well.
+//! It sees files by their names, and those that have none any more by the descriptors that hold them
+//! open. What it does not see: a nameless file that is mapped and not open, or that travels between
+//! two sockets. A single file is bounded by the process limit on file sizes as well.
 
 use std::{
+    collections::HashSet,
     ffi::CStr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 
-use super::plan::Room;
+use super::{plan::Room, sys};
 
 /// Between two looks, at the least.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -21,6 +23,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const REST: u32 = 20;
 /// How deep directories are followed; deeper ones are a way to hide, and count as too much.
 const DEPTH: usize = 200;
+/// How many descriptors are looked at; more of them are a way to hide as well.
+const DESCRIPTORS: usize = 1 << 20;
 /// The unit of `st_blocks`, in bytes.
 const BLOCK: u64 = 512;
 
@@ -56,8 +60,10 @@ impl Watch {
         let (most_bytes, most_files) =
             (self.room.bytes.unwrap_or(u64::MAX), self.room.files.unwrap_or(u64::MAX));
         let (mut bytes, mut files) = (0_u64, 0_u64);
-        let mut open = vec![Dir::new(open_dir(CWD, c".")?).ok()?];
-        loop {
+        let root = open_dir(CWD, c".")?;
+        let device = rustix::fs::fstat(&root).ok()?.st_dev;
+        let mut open = vec![Dir::new(root).ok()?];
+        while !open.is_empty() {
             let depth = open.len();
             let dir = open.last_mut()?;
             let Some(entry) = dir.next() else {
@@ -87,10 +93,73 @@ impl Watch {
                 open.push(dir);
             }
         }
+        // Of this pid namespace alone: nobody else is in this /proc.
+        let mut nameless = Nameless { device, ..Nameless::default() };
+        nameless.look();
+        if nameless.looked > DESCRIPTORS || files.saturating_add(nameless.seen.len() as u64) > most_files {
+            return Some(true);
+        }
+        (bytes.saturating_add(nameless.bytes) > most_bytes).then_some(false)
     }
 }
 
-fn open_dir(at: impl std::os::fd::AsFd, name: &CStr) -> Option<OwnedFd> {
+/// Files of one device that are open and have no name.
+#[derive(Default)]
+struct Nameless {
+    device: u64,
+    seen: HashSet<u64>,
+    bytes: u64,
+    looked: usize,
+}
+
+impl Nameless {
+    fn look(&mut self) {
+        for_each_number(CWD, c"/proc", |processes, process| {
+            let Some(own) = open_dir(processes, process) else { return };
+            let mut first = None;
+            for_each_number(own, c"task", |threads, thread| {
+                let number = |text: &CStr| text.to_str().ok()?.parse().ok();
+                // Threads have their files in common, unless one has made itself free of that.
+                match (first, number(thread)) {
+                    (Some(first), Some(this)) if sys::same_files(first, this) => return,
+                    (Some(_), _) => {}
+                    (None, this) => first = this,
+                }
+                if let Some(thread) = open_dir(threads, thread) {
+                    self.table(thread);
+                }
+            });
+        });
+    }
+
+    fn table(&mut self, thread: OwnedFd) {
+        for_each_number(thread, c"fd", |table, name| {
+            self.looked += 1;
+            if self.looked > DESCRIPTORS {
+                return;
+            }
+            let Ok(stat) = rustix::fs::statat(table, name, AtFlags::empty()) else { return };
+            if stat.st_nlink == 0 && stat.st_dev == self.device && self.seen.insert(stat.st_ino) {
+                self.bytes = self.bytes.saturating_add(stat.st_blocks.unsigned_abs().saturating_mul(BLOCK));
+            }
+        });
+    }
+}
+
+/// Does something for each entry of a directory whose name is a number.
+fn for_each_number(at: impl AsFd, path: &CStr, mut action: impl FnMut(BorrowedFd<'_>, &CStr)) {
+    let Some(mut dir) = open_dir(at, path).and_then(|fd| Dir::new(fd).ok()) else { return };
+    while let Some(Ok(entry)) = dir.next() {
+        let name = entry.file_name();
+        if name.to_bytes().iter().all(u8::is_ascii_digit)
+            && let Ok(fd) = dir.fd()
+        {
+            action(fd, name);
+        }
+    }
+}
+
+fn open_dir(at: impl AsFd, name: &CStr) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(at, name, flags, Mode::empty()).ok()
 }

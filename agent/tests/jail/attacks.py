@@ -148,11 +148,22 @@ def trace():
     reached()
 
 
-def read_memory(pid):
+def read_memory():
+    """The call that reads another process's memory, on this one: it must not even be there."""
     buffer = ctypes.create_string_buffer(8)
     iovec = struct.pack("PN", ctypes.addressof(buffer), 8)
-    call("process_vm_readv", int(pid), iovec, 1, iovec, 1, 0)
+    call("process_vm_readv", os.getpid(), iovec, 1, iovec, 1, 0)
     reached()
+
+
+def take_descriptor():
+    """The call that takes a descriptor out of another process, likewise."""
+    reached(call("pidfd_getfd", os.pidfd_open(os.getpid()), 0, 0))
+
+
+def compare():
+    """The call that tells what two processes have in common, likewise."""
+    reached(call("kcmp", os.getpid(), os.getpid(), 2, 0, 0))
 
 
 def namespace():
@@ -275,6 +286,12 @@ def abstract(name):
     reached()
 
 
+def local(path):
+    """A socket with a name in the file tree, such as a database's."""
+    socket.socket(socket.AF_UNIX).connect(path)
+    reached()
+
+
 def write(path):
     with open(path, "w") as file:
         file.write("x")
@@ -291,17 +308,33 @@ def terminal():
     import fcntl
     import pty
     import termios
-    child, _ = pty.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        if status == 0:
-            reached()
-        return
-    try:
-        fcntl.ioctl(0, termios.TIOCSTI, b"x")
-        os._exit(0)
-    except OSError:
-        os._exit(1)
+    child, end = pty.fork()
+    if child == 0:
+        try:
+            fcntl.ioctl(0, termios.TIOCSTI, b"x")
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno)
+    status = os.waitpid(child, 0)[1]
+    os.close(end)
+    if status:
+        raise OSError(os.waitstatus_to_exitcode(status), "TIOCSTI")
+    reached()
+
+
+def controlling_terminal():
+    """The terminal of whoever started the agent."""
+    os.close(os.open("/dev/tty", os.O_RDWR))
+    reached()
+
+
+def file_capability(program, path):
+    """A program that brings a capability to read everything."""
+    done = subprocess.run([program, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode == 0:
+        reached(done.stdout)
+    else:
+        print("denied", done.stderr, flush=True)
 
 
 try:

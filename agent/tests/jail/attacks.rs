@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use agent::jail::{Bounds, ExitCause, Level, Network, StartRequest, Wall};
+use agent::jail::{Bounds, ExitCause, Level, Mount, Network, Options, StartRequest, Wall};
 
 use super::support::{Ended, Node, as_everybody, mark, processes, root, until};
 
@@ -119,7 +119,8 @@ fn a_bomb_without_end_is_gone_soon_after_its_time() {
         request.grace = Duration::from_millis(200);
         let ended = node.run(request).await;
         ended.expect(&ExitCause::TimedOut);
-        assert!(ended.record.run_ms < 6000, "it took {} ms", ended.record.run_ms);
+        println!("it took {} ms", ended.record.run_ms);
+        assert!(ended.record.run_ms < 3200, "it took {} ms", ended.record.run_ms);
         until("everything to be gone", || processes(&mark).is_empty()).await;
     });
 }
@@ -162,10 +163,44 @@ fn what_is_others_cannot_be_read() {
         show(&mut node, &["any_environ", &secret], Without::Sandbox).await;
         show(&mut node, &["kill", &pid], Without::Sandbox).await;
         show(&mut node, &["keeper"], Without::Power).await;
-        let ended = node.run(attack(&node, &["descriptors"])).await;
-        assert_eq!(ended.out(), "", "a descriptor was inherited");
         neighbour.kill().unwrap();
         neighbour.wait().unwrap();
+    });
+}
+
+#[test]
+fn no_descriptor_is_inherited() {
+    as_everybody("attacks::no_descriptor_is_inherited", async |mut node: Node| {
+        // A jail whose starter left the key open, as a careless supervisor might.
+        let careless = node.dir.path().join("careless-agent");
+        let key = node.dir.path().join("key.pem");
+        let options = Node::options(node.dir.path());
+        let agent = options.exe.clone().unwrap();
+        let script = format!(
+            "#!/bin/bash\nexec 3< {0} 9< {0} 200< {0}\nexec {1} \"$@\"\n",
+            key.display(),
+            agent.display()
+        );
+        fs::write(&careless, script).unwrap();
+        fs::set_permissions(&careless, fs::Permissions::from_mode(0o755)).unwrap();
+        node.client.shutdown(false).await.unwrap();
+        node.disconnect();
+        node.connect(Options { exe: Some(careless), ..options }).await;
+        for _ in 0..2 {
+            let ended = node.run(attack(&node, &["descriptors"])).await;
+            assert_eq!(ended.out(), "", "a descriptor was inherited");
+        }
+        // The same starter without a jail between.
+        let request = attack(&node, &["descriptors"]);
+        let line = format!("exec 9< {}; exec \"$@\"", key.display());
+        let control = Command::new("/bin/bash")
+            .args(["-c", &line, "bash"])
+            .args(&request.argv)
+            .current_dir(&request.work_dir)
+            .output()
+            .unwrap();
+        let control = String::from_utf8_lossy(&control.stdout).into_owned();
+        assert!(control.contains("reached") && control.contains("key.pem"), "{control}");
     });
 }
 
@@ -199,9 +234,19 @@ fn nothing_outside_can_be_written() {
 fn no_system_call_opens_a_way_out() {
     as_everybody("attacks::no_system_call_opens_a_way_out", async |mut node: Node| {
         let filter = Without::Walls(&[Wall::Seccomp]);
-        for name in
-            ["trace", "namespace", "keys", "page_faults", "ring", "counters", "hypervisor", "new_clone"]
-        {
+        for name in [
+            "trace",
+            "read_memory",
+            "take_descriptor",
+            "compare",
+            "namespace",
+            "keys",
+            "page_faults",
+            "ring",
+            "counters",
+            "hypervisor",
+            "new_clone",
+        ] {
             show(&mut node, &[name], filter).await;
         }
         // Landlock forbids to change mounts whoever one is.
@@ -227,8 +272,32 @@ fn no_system_call_opens_a_way_out() {
                 assert!(ended.out().contains("reached"), "{}", said(&ended));
             }
         }
-        let terminal = node.run(attack(&node, &["terminal"])).await;
-        assert!(!terminal.out().contains("reached"), "{}", said(&terminal));
+    });
+}
+
+#[test]
+fn no_terminal_of_others_is_reached() {
+    as_everybody("attacks::no_terminal_of_others_is_reached", async |mut node: Node| {
+        let old = fs::read_to_string("/proc/sys/dev/tty/legacy_tiocsti").unwrap_or_else(|_| "1".into());
+        if old.trim() == "1" {
+            show(&mut node, &["terminal"], Without::Walls(&[Wall::Seccomp])).await;
+        } else {
+            // This kernel refuses it to everybody but root.
+            show(&mut node, &["terminal"], Without::Power).await;
+        }
+        let ended = node.run(attack(&node, &["controlling_terminal"])).await;
+        assert!(ended.out().starts_with("denied [Errno 6]"), "{}", said(&ended));
+        // With a terminal to be had it is, which script(1) makes.
+        let request = attack(&node, &["controlling_terminal"]);
+        let control = Command::new("script")
+            .args(["-qec", &request.argv.join(" "), "/dev/null"])
+            .current_dir(&request.work_dir)
+            .stdin(Stdio::null())
+            .output();
+        match control {
+            Ok(output) => assert!(String::from_utf8_lossy(&output.stdout).contains("reached"), "{output:?}"),
+            Err(error) => println!("skipped: the control needs script(1): {error}"),
+        }
     });
 }
 
@@ -260,6 +329,67 @@ fn setuid_programs_give_nothing_here_either() {
     });
 }
 
+/// A copy of cat that brings the capability to read everything, and a file that is root's alone.
+fn with_capability(dir: &Path) {
+    let program = dir.join("cat");
+    fs::copy("/bin/cat", &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    // Version 2, effective, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH permitted.
+    let words = [0x0200_0001_u32, 0b110, 0, 0, 0];
+    let value: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    rustix::fs::setxattr(&program, "security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
+    fs::write(dir.join("closed"), "root's alone").unwrap();
+    fs::set_permissions(dir.join("closed"), fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn capabilities_of_files_give_nothing() {
+    if !root() {
+        println!("skipped: only root can give a file a capability");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut node = Node::new().await;
+        let make = |node: &Node| {
+            let request = attack(node, &["file_capability", "./cat", "closed"]);
+            with_capability(&request.work_dir);
+            request
+        };
+        let ended = node.run(make(&node)).await;
+        assert!(!ended.out().contains("reached"), "{}", said(&ended));
+        let walls = [Wall::Tree, Wall::Capabilities, Wall::NoNewPrivileges, Wall::Landlock, Wall::Seccomp];
+        let ended = node.run(StartRequest { without: walls.to_vec(), ..make(&node) }).await;
+        assert!(ended.out().contains("reached b\"root's alone\""), "{}", said(&ended));
+        // Any one of three walls is enough.
+        for kept in [Wall::Tree, Wall::Capabilities, Wall::NoNewPrivileges] {
+            let without = walls.iter().copied().filter(|wall| *wall != kept).collect();
+            let ended = node.run(StartRequest { without, ..make(&node) }).await;
+            assert!(!ended.out().contains("reached"), "{kept:?} alone: {}", said(&ended));
+        }
+        // In a mount, whether it is to be written or not, and whoever its files are shown as.
+        let data = tempfile::tempdir().unwrap();
+        with_capability(data.path());
+        let id = data.path().join("id");
+        fs::copy("/usr/bin/id", &id).unwrap();
+        fs::set_permissions(&id, fs::Permissions::from_mode(0o6755)).unwrap();
+        fs::set_permissions(data.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for (read_only, owner, without) in [
+            (true, None, vec![]),
+            (false, None, vec![]),
+            (false, None, vec![Wall::Capabilities, Wall::NoNewPrivileges, Wall::Seccomp, Wall::Landlock]),
+            (false, Some((12_345, 12_345)), vec![]),
+        ] {
+            for words in [&["file_capability", "/data/cat", "/data/closed"][..], &["setuid", "/data/id"]] {
+                let mounts = vec![Mount { source: data.path().into(), to: "/data".into(), read_only, owner }];
+                let request = StartRequest { mounts, without: without.clone(), ..attack(&node, words) };
+                let ended = node.run(request).await;
+                assert!(!ended.out().contains("reached"), "{words:?} {owner:?}: {}", said(&ended));
+            }
+        }
+    });
+}
+
 #[test]
 fn no_service_of_the_host_is_reached() {
     as_everybody("attacks::no_service_of_the_host_is_reached", async |mut node: Node| {
@@ -271,6 +401,11 @@ fn no_service_of_the_host_is_reached() {
             <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name);
         let _socket = std::os::unix::net::UnixListener::bind_addr(&address.unwrap()).unwrap();
         show(&mut node, &["abstract", &name], Without::Walls(&[Wall::Network, Wall::Landlock])).await;
+        let path = node.dir.path().join("service");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        show(&mut node, &["local", path.to_str().unwrap()], Without::Walls(&[Wall::Tree, Wall::Landlock]))
+            .await;
         // With the host's network the second wall still stands before sockets without a file.
         let with_network = StartRequest { network: Network::Host, ..attack(&node, &["abstract", &name]) };
         let ended = node.run(with_network).await;

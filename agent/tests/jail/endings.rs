@@ -7,7 +7,7 @@ use agent::jail::{ExitCause, Level};
 use super::support::{Node, as_everybody, mark, processes, until};
 
 /// A task whose double-forked child, in a session of its own, ignores SIGTERM and holds stdout.
-fn stubborn(mark: &str) -> String {
+pub fn stubborn(mark: &str) -> String {
     format!(
         "trap '' TERM; (setsid sh -c 'trap \"\" TERM HUP; (while :; do sleep 1; done) & : {mark}; \
          while :; do sleep 1; done' &) ; echo up; while :; do sleep 1; done"

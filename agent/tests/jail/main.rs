@@ -1,6 +1,7 @@
 //! The jail driven as the daemon drives it: the real binary, real processes, real kills. Each test
 //! runs as whoever runs it and, when that is root, once more as an ordinary user.
 
+mod abuse;
 mod attacks;
 mod containment;
 mod endings;

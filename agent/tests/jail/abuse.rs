@@ -1,0 +1,275 @@
+//! Tasks of level strict that misbehave without attacking anybody: they will not end, write without end,
+//! bring too much along, fill every place there is. Each hurts itself alone.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use agent::jail::{Bounds, ExitCause, Limits, StartRequest, Wall};
+
+use super::{
+    endings::stubborn,
+    strict::strict,
+    support::{Node, as_everybody, mark, processes, root, until},
+};
+
+#[test]
+fn a_child_that_ignores_its_end_and_holds_the_output_goes_with_its_task() {
+    as_everybody(
+        "abuse::a_child_that_ignores_its_end_and_holds_the_output_goes_with_its_task",
+        async |mut node: Node| {
+            let mark = mark();
+            let mut request = strict(node.shell(&stubborn(&mark)));
+            request.timeout = Some(Duration::from_millis(700));
+            request.grace = Duration::from_millis(300);
+            node.start(&request).await;
+            node.says(&request, "up").await;
+            until("the child", || !processes(&mark).is_empty()).await;
+            let ended = node.ended(&request).await;
+            ended.expect(&ExitCause::TimedOut);
+            assert!((1000..5700).contains(&ended.record.run_ms), "{:?}", ended.record);
+            assert_eq!(processes(&mark), [0; 0], "something outlived the told end");
+        },
+    );
+}
+
+/// What the namespace is for: with the command alone killed, a bomb of its children goes on.
+#[test]
+fn without_a_namespace_such_a_bomb_outlives_its_command() {
+    as_everybody("abuse::without_a_namespace_such_a_bomb_outlives_its_command", async |node: Node| {
+        let bomb = node.dir.path().join(format!("bomb-{}", mark()));
+        fs::write(&bomb, "trap '' TERM HUP; ulimit -u 100; b() { b & b & wait; }; b; sleep 99").unwrap();
+        let bomb = bomb.to_str().unwrap();
+        let mut command = Command::new("unshare");
+        let who = if root() {
+            let uid = super::support::task_uid();
+            format!("setpriv --reuid {uid} --regid {uid} --clear-groups")
+        } else {
+            command.arg("--user");
+            String::new()
+        };
+        // The outer namespace is what ends it here, when this test is through.
+        let line = format!("{who} timeout --foreground -s KILL 0.7 /bin/bash {bomb}; sleep 99");
+        command.args(["--pid", "--fork", "--kill-child", "sh", "-c", &line]);
+        let mut outer =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let of_bomb = || processes(bomb).len();
+        until("the bomb to grow", || of_bomb() > 20).await;
+        let began = Instant::now();
+        // Its command is dead after 0.7 s; it is not.
+        until("the command's end", || began.elapsed() > Duration::from_secs(2)).await;
+        assert!(of_bomb() > 20, "the bomb went with its command: the attack shows nothing");
+        outer.kill().unwrap();
+        outer.wait().unwrap();
+        until("the namespace's end", || of_bomb() == 0).await;
+    });
+}
+
+#[test]
+fn ten_gigabytes_of_output_are_cut_and_cost_neither_disk_nor_memory() {
+    as_everybody(
+        "abuse::ten_gigabytes_of_output_are_cut_and_cost_neither_disk_nor_memory",
+        async |mut node: Node| {
+            // As root all of it; the rest is the same for everybody.
+            let (count, size) = if root() { ("10240", 10_u64 << 30) } else { ("512", 512 << 20) };
+            let mut request =
+                strict(node.shell(&format!(
+                    "dd if=/dev/zero bs=1M count={count} 2>/dev/null; echo last >&2; exit 6"
+                )));
+            request.max_output = 1 << 20;
+            let spool = request.attempt_dir.join(agent::jail::protocol::SPOOL);
+            let ended = node.run(request).await;
+            ended.expect(&ExitCause::Exited(6));
+            assert!(ended.record.output_cut && ended.cuts == 1, "{:?}", ended.record);
+            assert_eq!(ended.stdout.len() + ended.stderr.len(), 1 << 20);
+            assert!(fs::metadata(spool).unwrap().len() < (1 << 20) + 100_000);
+            if root() {
+                let status = fs::read_to_string(format!("/proc/{}/status", node.client.jail_pid())).unwrap();
+                let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+                let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+                assert!(peak < 100_000, "the jail took {peak} kB for {size} bytes");
+            }
+        },
+    );
+}
+
+#[test]
+fn arguments_and_environments_that_are_too_long_are_refused_clearly() {
+    as_everybody(
+        "abuse::arguments_and_environments_that_are_too_long_are_refused_clearly",
+        async |mut node: Node| {
+            let long = "x".repeat(2 << 20);
+            let argument = strict(node.request(&["/bin/echo", &long]));
+            let mut variable = strict(node.request(&["/bin/echo"]));
+            variable.env.push(("LONG".into(), long));
+            let many = vec!["y".repeat(100_000); 40];
+            let words: Vec<&str> = ["/bin/echo"].into_iter().chain(many.iter().map(String::as_str)).collect();
+            for request in [argument, variable, strict(node.request(&words))] {
+                let ended = node.run(request).await;
+                ended.expect(&ExitCause::Exited(126));
+                assert_eq!(
+                    ended.err(),
+                    "mesh: cannot run \"/bin/echo\": its arguments and environment are too long\n"
+                );
+            }
+            let fits = node.run(strict(node.request(&words[..10]))).await;
+            assert_eq!(fits.stdout.len(), 900_009);
+        },
+    );
+}
+
+#[test]
+fn a_library_that_is_to_be_loaded_first_reaches_the_task_alone() {
+    as_everybody(
+        "abuse::a_library_that_is_to_be_loaded_first_reaches_the_task_alone",
+        async |mut node: Node| {
+            let source = "#include <stdio.h>\n#include <unistd.h>\n__attribute__((constructor)) void f(void) { \
+                          FILE *to = fopen(\"/work/loaded\", \"a\"); if (to) { fprintf(to, \"%d %d\\n\", getpid(), getuid()); \
+                          fclose(to); } }";
+            let mut request = strict(node.shell("cat /dev/null; wc -c; cat loaded"));
+            fs::write(request.work_dir.join("f.c"), source).unwrap();
+            let built = Command::new("gcc")
+                .args(["-shared", "-fPIC", "-o", "f.so", "f.c"])
+                .current_dir(&request.work_dir)
+                .status();
+            if !built.is_ok_and(|status| status.success()) {
+                println!("skipped: this machine has no C compiler");
+                return;
+            }
+            request.env.push(("LD_PRELOAD".into(), "/work/f.so".into()));
+            let uid = request.uid.unwrap_or_else(super::support::uid);
+            let loaded = request.work_dir.join("loaded");
+            let ended = node.run(request).await;
+            // The input is at its end.
+            assert!(ended.out().starts_with("0\n"), "{} {}", ended.out(), ended.err());
+            let loaded = fs::read_to_string(loaded).unwrap();
+            let who: Vec<(i32, u32)> = loaded
+                .lines()
+                .map(|line| line.split_once(' ').unwrap())
+                .map(|(pid, uid)| (pid.parse().unwrap(), uid.parse().unwrap()))
+                .collect();
+            assert_eq!(who.len(), 4, "the shell and three programs: {who:?}");
+            assert!(who.iter().all(|(pid, of)| *pid > 1 && *of == uid), "{who:?}");
+        },
+    );
+}
+
+/// Says each place in which something can be made, by trying in every directory that can be seen.
+const PLACES: &str = r#"
+find / -path /proc -prune -o -type d -print 2>/dev/null | while read -r dir; do
+    if (: > "$dir/.mesh-try") 2>/dev/null; then rm "$dir/.mesh-try"; echo "$dir"; fi
+done
+for dir in /proc /proc/self /proc/sys/kernel /dev/pts; do (: > $dir/.mesh-try) 2>/dev/null && echo $dir; done; :
+"#;
+
+#[test]
+fn a_task_can_write_in_its_directory_and_in_tmp_and_nowhere_else() {
+    as_everybody(
+        "abuse::a_task_can_write_in_its_directory_and_in_tmp_and_nowhere_else",
+        async |mut node: Node| {
+            let ended = node.run(strict(node.shell(PLACES))).await;
+            let mut places: Vec<&str> = ended.out().lines().collect();
+            places.sort_unstable();
+            assert_eq!(places, ["/tmp", "/tmp/.shm", "/work"], "{}", ended.err());
+        },
+    );
+}
+
+#[test]
+fn whoever_fills_a_place_finds_it_full_alone() {
+    as_everybody("abuse::whoever_fills_a_place_finds_it_full_alone", async |mut node: Node| {
+        let bounds =
+            Bounds { memory: Some(64 << 20), disk: Some(16 << 20), files: Some(2000), ..Bounds::default() };
+        // Another task beside, of the same user, in the same places.
+        let beside = strict(node.shell(
+            "echo up; until test -e go; do sleep 0.02; done; for d in /work /tmp /dev/shm; do echo x > $d/x && cat $d/x; done",
+        ));
+        node.start(&beside).await;
+        node.says(&beside, "up").await;
+        for place in ["/tmp", "/dev/shm", "/var/tmp"] {
+            let bytes =
+                format!("head -c 60000000 /dev/zero > {place}/full; echo $?; stat -L -c %s {place}/full");
+            // Not stopped earlier by the bound on each file.
+            let bounds = Bounds { disk: None, ..bounds };
+            let request = StartRequest { bounds, ..strict(node.shell(&bytes)) };
+            let ended = node.run(request).await;
+            ended.expect(&ExitCause::Exited(0));
+            let size: u64 = ended.out().lines().nth(1).unwrap().parse().unwrap();
+            assert!(ended.err().contains("No space left"), "{}", ended.err());
+            assert!((8 << 20..=32 << 20).contains(&size), "{place}: {size}");
+            let inodes = format!(
+                "i=0; while true > {place}/$i; do i=$((i+1)); done 2>/dev/null; test $i -gt 1000 && test $i -lt 20000 && echo full at $i"
+            );
+            let ended = node.run(StartRequest { bounds, ..strict(node.shell(&inodes)) }).await;
+            assert!(ended.out().starts_with("full at"), "{place}: {:?} {}", ended.record.cause, ended.err());
+        }
+        for (script, what) in [
+            ("for i in 1 2 3 4 5 6 7 8; do head -c 4000000 /dev/zero > $i; done; sleep 99", "bytes"),
+            ("i=0; while : > f$i; do i=$((i+1)); done; sleep 99", "files"),
+            // Directories in directories, deeper than anybody looks.
+            ("i=0; while mkdir d && cd d; do i=$((i+1)); test $i -lt 1000 || break; done; sleep 99", "files"),
+            // Without a name, but open: by a process, by a second one, by a thread that shares nothing.
+            (NAMELESS, "bytes"),
+        ] {
+            let mut request = StartRequest { bounds, ..strict(node.shell(script)) };
+            request.timeout = Some(Duration::from_secs(40));
+            match node.run(request).await.record.cause {
+                ExitCause::DiskFull(why) => assert!(why.contains(what), "{why}"),
+                cause => panic!("{script}: {cause:?}"),
+            }
+        }
+        // Without the watch they stay until their time is over.
+        let mut unwatched = StartRequest { bounds, ..strict(node.shell(NAMELESS)) };
+        unwatched.without = vec![Wall::Disk];
+        unwatched.timeout = Some(Duration::from_secs(4));
+        unwatched.grace = Duration::ZERO;
+        node.run(unwatched).await.expect(&ExitCause::TimedOut);
+        fs::write(beside.work_dir.join("go"), "").unwrap();
+        let ended = node.ended(&beside).await;
+        assert_eq!((ended.out(), &ended.record.cause), ("up\nx\nx\nx\n", &ExitCause::Exited(0)));
+    });
+}
+
+/// Three files of 8 MB, each open in a way of its own, none with a name.
+const NAMELESS: &str = r#"exec /usr/bin/python3 -c '
+import ctypes, os, threading, time
+def hold(name):
+    fd = os.open(name, os.O_CREAT | os.O_RDWR); os.unlink(name); os.write(fd, bytes(8_000_000))
+hold("one")
+if os.fork() == 0:
+    hold("two"); time.sleep(99)
+def alone():
+    ctypes.CDLL(None).unshare(0x400); hold("three"); time.sleep(99)
+threading.Thread(target=alone).start(); time.sleep(99)
+'"#;
+
+#[test]
+fn a_bound_on_processors_is_felt() {
+    as_everybody("abuse::a_bound_on_processors_is_felt", async |mut node: Node| {
+        if node.client.probe().await.unwrap().limits != Limits::Cgroup {
+            assert!(!root(), "root has control groups on this machine");
+            println!("skipped: no control groups here for uid {}", super::support::uid());
+            return;
+        }
+        // Two threads that spin, for as long as they are let.
+        let spin = "import threading, time, hashlib\n\
+                    def work():\n  end = time.monotonic() + 3\n  data = bytes(1 << 20)\n  \
+                      while time.monotonic() < end: hashlib.sha256(data).digest()\n\
+                    threads = [threading.Thread(target=work) for _ in range(2)]\n\
+                    [t.start() for t in threads]; [t.join() for t in threads]";
+        let mut share = async |cpu_millis: Option<u64>| {
+            let bounds = Bounds { cpu_millis, ..Bounds::default() };
+            let request = strict(node.request(&["/usr/bin/python3", "-c", spin]));
+            let ended = node.run(StartRequest { bounds, ..request }).await;
+            ended.expect(&ExitCause::Exited(0));
+            ended.record.cpu_ms as f64 / ended.record.run_ms as f64
+        };
+        let (whole, little, free) = (share(Some(1000)).await, share(Some(50)).await, share(None).await);
+        println!("cores used with 1, with 0.05, without a bound: {whole:.2} {little:.2} {free:.2}");
+        assert!(whole < 1.15, "cpu: 1 took {whole} cores");
+        assert!(little < 0.08, "cpu: 0.05 took {little} cores");
+        assert!(free > little * 1.5, "without a bound it took {free} cores: that of {little} shows nothing");
+    });
+}
