@@ -7,6 +7,7 @@ mod containment;
 mod endings;
 mod output;
 mod programs;
+mod reuse;
 mod running;
 mod strict;
 mod support;
