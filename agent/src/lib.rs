@@ -11,7 +11,7 @@
 //!        blobs/  spool/  records           content, output, what survives a kill
 //! ```
 
-#![deny(unsafe_code)]
+#![deny(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 pub mod attempts;
 pub mod backoff;

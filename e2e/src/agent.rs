@@ -21,11 +21,13 @@ pub struct AgentOptions {
     pub tags: Vec<(&'static str, &'static str)>,
     /// Further flags of `agent run`.
     pub flags: Vec<String>,
+    /// A program and its arguments that becomes the agent, in a world that it has changed before.
+    pub through: Vec<String>,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { slots: 2, tags: Vec::new(), flags: Vec::new() }
+        Self { slots: 2, tags: Vec::new(), flags: Vec::new(), through: Vec::new() }
     }
 }
 
@@ -156,7 +158,15 @@ impl Drop for Agent {
 }
 
 fn command(name: &str, options: &AgentOptions, data: &Path) -> Command {
-    let mut command = Command::new(binary::path("agent"));
+    let agent = binary::path("agent");
+    let mut command = match options.through.split_first() {
+        Some((program, words)) => {
+            let mut command = Command::new(program);
+            command.args(words).arg(agent);
+            command
+        }
+        None => Command::new(agent),
+    };
     command.arg("run").arg("--data-dir").arg(data).args(["--name", name]);
     command.args(["--slots", &options.slots.to_string()]);
     for (key, value) in &options.tags {

@@ -392,4 +392,6 @@ pub enum Trial {
     Step(&'static str),
     /// Every step was done and yet it does not hold.
     Check,
+    /// All of it together failed, for this reason.
+    Together(String),
 }

@@ -33,6 +33,7 @@ const USER_REMEDY: &str = "allow unprivileged user namespaces (sysctl user.max_u
      profile for the agent that has `userns,`), or run the agent as root";
 const ROOT_REMEDY: &str =
     "give the agent CAP_SYS_ADMIN, or run it outside of the container that takes it away";
+const TREE_REMEDY: &str = "run a kernel from 5.12 on, and the agent where it may mount what it sees";
 const ROOT_LIMITS: &str = "mount the cgroup controllers memory, pids and cpu (version 1 or 2), and with version 2 \
      let the agent divide its group: Delegate=yes in its systemd unit";
 const USER_LIMITS: &str = "give the agent's user a control group of its own: Delegate=yes in its systemd unit, \
@@ -47,6 +48,8 @@ pub fn probe(
 ) -> io::Result<Probe> {
     let root = facts.uid == 0;
     let remedy = if root { ROOT_REMEDY } else { USER_REMEDY };
+    // There may be too few of one kind alone.
+    let of_kind = |kind: &str| format!("raise sysctl user.max_{kind}_namespaces, or {remedy}");
     let mut layers = Vec::new();
     let mut add = |name: &str, result: Result<(), Trial>, remedy: &str| {
         let remedy = match &result {
@@ -54,6 +57,7 @@ pub fn probe(
             Err(Trial::Fork(errno)) => format!("{remedy} ({})", io::Error::from(*errno)),
             Err(Trial::Step(what)) => format!("{remedy} ({what} failed)"),
             Err(Trial::Check) => format!("{remedy} (it has no effect here)"),
+            Err(Trial::Together(why)) => format!("{remedy} (a shell does not run inside: {why})"),
         };
         layers.push(Layer { name: name.to_owned(), present: result.is_ok(), remedy });
         result.is_ok()
@@ -75,7 +79,7 @@ pub fn probe(
         basic &= add("user_namespace", trial(namespaces, &first, same), remedy);
     }
     namespaces |= sys::NEW_PID;
-    basic &= add("pid_namespace", trial(namespaces, &first, || std::process::id() == 1), remedy);
+    basic &= add("pid_namespace", trial(namespaces, &first, || std::process::id() == 1), &of_kind("pid"));
     namespaces |= sys::NEW_MOUNT;
     first.push(Step::PrivateMounts);
 
@@ -84,7 +88,7 @@ pub fn probe(
     let alone = || fs::read_link("/proc/self").is_ok_and(|pid| pid == Path::new("1"));
     let unmasked = "a container's masks over /proc keep a new one from being mounted: run the agent outside of it, or as root";
     basic &= add("own_proc", trial(namespaces, &proc, alone), if root { remedy } else { unmasked });
-    basic &= add("hidden_files", hide(dir, namespaces, first.clone())?, remedy);
+    basic &= add("hidden_files", hide(dir, namespaces, first.clone())?, &of_kind("mnt"));
     let mut strict = basic;
     if root {
         let steps = [Step::OwnUser { uid: NOBODY, gid: NOBODY }, Step::EnterUser];
@@ -94,7 +98,7 @@ pub fn probe(
     }
     let mut network = first.clone();
     network.push(Step::OwnNetwork);
-    strict &= add("network_namespace", trial(namespaces, &network, loopback_alone), remedy);
+    strict &= add("network_namespace", trial(namespaces, &network, loopback_alone), &of_kind("net"));
     for (name, namespace, file) in [
         ("ipc_namespace", sys::NEW_IPC, "ipc"),
         ("uts_namespace", sys::NEW_UTS, "uts"),
@@ -103,7 +107,8 @@ pub fn probe(
         let file = format!("/proc/self/ns/{file}");
         let outside = fs::read_link(&file)?;
         let other = || fs::read_link(&file).is_ok_and(|inside| inside != outside);
-        strict &= add(name, trial(namespaces | namespace, &first, other), remedy);
+        let remedy = of_kind(name.trim_end_matches("_namespace"));
+        strict &= add(name, trial(namespaces | namespace, &first, other), &remedy);
     }
     let filtered = [Step::NoNewPrivileges, Step::Filter];
     let refused = || sys::unshare(sys::NEW_USER) == Err(rustix::io::Errno::PERM);
@@ -117,11 +122,8 @@ pub fn probe(
     let tree = dir.join(TREE);
     fs::create_dir_all(&tree)?;
     if strict {
-        let run = everything(dir, facts, system, &tree);
-        let remedy =
-            run.as_ref().err().map(|why| format!("a shell does not run in the whole sandbox: {why}"));
-        let result = run.map_err(|_| Trial::Check);
-        strict &= add("file_tree", result, remedy.as_deref().unwrap_or_default());
+        let result = everything(dir, facts, system, &tree).map_err(Trial::Together);
+        strict &= add("file_tree", result, TREE_REMEDY);
     }
     let limits = match groups {
         Ok(groups) => match groups.slot() {

@@ -12,3 +12,4 @@ mod running;
 mod strict;
 mod support;
 mod takeover;
+mod weaken;
