@@ -84,6 +84,9 @@ pub const ABSENT: &[c_long] = calls![SYS_clone3 SYS_mq_open SYS_mq_unlink];
 /// The newest system call that was looked at for these lists; the newer ones do not exist for a task.
 pub const NEWEST: c_long = 469;
 
+/// `fchmodat2`, whose number the `libc` crate knows on some machines alone; it is the same on all.
+const FCHMODAT2: c_long = 452;
+
 /// Calls that are allowed whatever their arguments.
 pub const ALLOWED: &[Group] = &[
     Group {
@@ -100,7 +103,7 @@ pub const ALLOWED: &[Group] = &[
         why: "the file tree as far as it can be seen: names, modes, attributes",
         calls: calls![
             SYS_openat SYS_openat2 SYS_mkdirat SYS_unlinkat SYS_renameat SYS_renameat2 SYS_linkat
-            SYS_symlinkat SYS_readlinkat SYS_fchmod SYS_fchmodat SYS_fchmodat2 SYS_fchown
+            SYS_symlinkat SYS_readlinkat SYS_fchmod SYS_fchmodat SYS_fchown
             SYS_fchownat SYS_faccessat SYS_faccessat2 SYS_utimensat SYS_newfstatat SYS_fstat
             SYS_statx SYS_statfs SYS_fstatfs SYS_getdents64 SYS_getcwd SYS_chdir SYS_fchdir SYS_umask
             SYS_setxattr SYS_lsetxattr SYS_fsetxattr SYS_getxattr SYS_lgetxattr SYS_fgetxattr
@@ -108,6 +111,7 @@ pub const ALLOWED: &[Group] = &[
             SYS_fremovexattr SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch
         ],
     },
+    Group { why: "modes of links, which older kernels left to the C library", calls: &[FCHMODAT2] },
     Group {
         why: "memory of its own",
         calls: calls![
@@ -213,10 +217,9 @@ enum Verdict {
     Ruled(Rule),
 }
 
-#[cfg(target_arch = "x86_64")]
-const ARCHITECTURE: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-const ARCHITECTURE: u32 = 0xc000_00b7;
+const X86_64: u32 = 0xc000_003e;
+const AARCH64: u32 = 0xc000_00b7;
+const ARCHITECTURE: u32 = if cfg!(target_arch = "x86_64") { X86_64 } else { AARCH64 };
 
 /// Offsets in the kernel's `seccomp_data`.
 const NUMBER: u32 = 0;
@@ -233,13 +236,18 @@ const RETURN: u16 = libc::BPF_RET as u16;
 
 /// The program that the kernel runs before each system call of a task.
 pub fn program() -> Vec<sock_filter> {
+    compile(ARCHITECTURE, verdict)
+}
+
+/// The same for any machine.
+fn compile(architecture: u32, verdict: impl Fn(u32) -> Verdict) -> Vec<sock_filter> {
     let mut program = vec![
         step(LOAD, MACHINE),
-        jump(EQUAL, ARCHITECTURE, 1, 0),
+        jump(EQUAL, architecture, 1, 0),
         step(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
         step(LOAD, NUMBER),
     ];
-    program.extend(search(&ranges()));
+    program.extend(search(&ranges(verdict)));
     program
 }
 
@@ -258,7 +266,7 @@ fn verdict(number: u32) -> Verdict {
 }
 
 /// Where the verdict changes, from the number 0 up.
-fn ranges() -> Vec<(u32, Verdict)> {
+fn ranges(verdict: impl Fn(u32) -> Verdict) -> Vec<(u32, Verdict)> {
     let mut ranges: Vec<(u32, Verdict)> = Vec::new();
     // Past the newest one the verdict is the same for every number.
     for number in 0..=NEWEST as u32 + 1 {

@@ -204,3 +204,85 @@ fn every_group_says_why() {
     let all: Vec<c_long> = ALLOWED.iter().flat_map(|group| group.calls).copied().collect();
     assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len(), "a call stands in two groups");
 }
+
+/// The numbers of 64-bit Arm, as the kernel's headers have them for every newer machine.
+const HEADER: &str = "/usr/include/asm-generic/unistd.h";
+/// From here on a system call has the same number on every machine.
+const COMMON: c_long = 424;
+
+fn header(text: &str) -> std::collections::HashMap<&str, u32> {
+    let words = |line| str::split_whitespace(line).collect::<Vec<_>>();
+    let lines: Vec<Vec<&str>> = text.lines().map(words).filter(|words| words.len() >= 3).collect();
+    let defines = lines.iter().filter(|words| words[0] == "#define" && words[1].starts_with("__NR"));
+    let numbers: std::collections::HashMap<&str, u32> =
+        defines.clone().filter_map(|words| Some((words[1], words[2].parse().ok()?))).collect();
+    let value = |word: &str| numbers.get(word).copied().or_else(|| word.parse().ok());
+    defines.filter_map(|words| Some((words[1].strip_prefix("__NR_")?, value(words[2])?))).collect()
+}
+
+/// Names on lists for every machine, as they stand in the source.
+fn common_names() -> Vec<&'static str> {
+    let source = include_str!("../seccomp.rs");
+    let lists = source.split("calls![").skip(1).filter_map(|rest| rest.split_once(']'));
+    let mut before = source.split("calls![").next().unwrap();
+    let mut names = Vec::new();
+    for (list, rest) in lists {
+        let of_one_machine =
+            before.rsplit_once("Group {").is_some_and(|(above, _)| above.trim_end().ends_with(']'));
+        if !of_one_machine {
+            names.extend(list.split_whitespace().filter_map(|name| name.strip_prefix("SYS_")));
+        }
+        before = rest;
+    }
+    names
+}
+
+#[test]
+fn the_lists_make_a_program_for_the_other_machine_too() {
+    let Ok(text) = std::fs::read_to_string(HEADER) else {
+        println!("skipped: {HEADER} is not on this machine");
+        return;
+    };
+    let header = header(&text);
+    assert_eq!((header["read"], header["newfstatat"], header["clone3"]), (63, 79, 435));
+    let names = common_names();
+    assert!(names.len() > 200, "{}", names.len());
+    let newer = || ALLOWED.iter().flat_map(|group| group.calls).filter(|call| **call >= COMMON);
+    let unknown: Vec<&&str> = names.iter().filter(|name| !header.contains_key(**name)).collect();
+    // Headers may be older than the lists; what is older than both must be there.
+    assert!(unknown.len() <= newer().count(), "64-bit Arm lacks some of {unknown:?}");
+    let absent: Vec<u32> = ["clone3", "mq_open", "mq_unlink"].map(|name| header[name]).into();
+    let known = names.iter().filter_map(|name| header.get(name).copied());
+    let allowed: HashSet<u32> =
+        known.chain(newer().map(|call| *call as u32)).filter(|number| !absent.contains(number)).collect();
+    let devices = RULED.iter().find(|(call, _)| *call == libc::SYS_mknodat).unwrap().1;
+    let program = compile(AARCH64, |call| {
+        if call == header["mknodat"] {
+            Verdict::Ruled(devices)
+        } else if allowed.contains(&call) {
+            Verdict::Allow
+        } else if absent.contains(&call) || c_long::from(call) > NEWEST {
+            Verdict::Error(libc::ENOSYS)
+        } else {
+            Verdict::Error(libc::EPERM)
+        }
+    });
+    // The kernel takes no more.
+    assert!(program.len() < 4096);
+    for call in 0..1000 {
+        let expected = match call {
+            call if allowed.contains(&call) => ALLOW,
+            call if absent.contains(&call) || c_long::from(call) > NEWEST => error(libc::ENOSYS),
+            call if call == header["mknodat"] => ALLOW,
+            _ => error(libc::EPERM),
+        };
+        let call = Call { number: call, machine: AARCH64, ..Call::default() };
+        assert_eq!(run(&program, call), expected, "system call {}", call.number);
+        assert_eq!(run(&program, Call { machine: X86_64, ..call }), libc::SECCOMP_RET_KILL_PROCESS);
+    }
+    for dangerous in
+        ["ptrace", "keyctl", "bpf", "mount", "setns", "userfaultfd", "io_uring_setup", "perf_event_open"]
+    {
+        assert!(!allowed.contains(&header[dangerous]), "{dangerous}");
+    }
+}
