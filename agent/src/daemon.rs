@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::Utc;
-use mesh_certs::{ChannelOptions, ClientCert, ClientTls, channel};
+use mesh_certs::{ChannelOptions, ClientCert, ClientTls, Route, channel_on};
 use mesh_proto::ids::NodeId;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -91,9 +91,10 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         keepalive_interval: timings.keepalive_interval,
         keepalive_timeout: timings.keepalive_timeout,
     };
-    let (control, last_error) = channel(identity.node.endpoints.clone(), tls.clone(), options);
+    let route = Route::new(identity.node.endpoints.clone());
+    let (control, last_error) = channel_on(&route, tls.clone(), options);
     // Content has a connection of its own: it must not stand before results in one queue of bytes.
-    let (bulk, _) = channel(identity.node.endpoints.clone(), tls, options);
+    let (bulk, _) = channel_on(&route, tls, options);
     let rpc = NodeRpc::new(control, backoff.clone());
     let cache = {
         let blobs = data.path.join("blobs");
@@ -142,6 +143,8 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         sandbox,
         seen: seen.clone(),
         last_error,
+        route,
+        identity: identity_dir.clone(),
         metrics,
         ready,
         draining,

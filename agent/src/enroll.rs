@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use mesh_certs::{
-    CertError, ClientCert, Identity as Holder, JoinToken, NodeKey, identity_of, pinned_channel,
+    CertError, ClientCert, Identity as Holder, JoinToken, NodeKey, identity_of, leader_in, pinned_channel,
+    to_front,
 };
 use mesh_proto::code::Code;
 use mesh_proto::ids::{MeshId, NodeId};
@@ -16,7 +17,7 @@ use mesh_proto::v1::enrollment_client::EnrollmentClient;
 use mesh_proto::v1::{JoinRequest, RenewCertificateRequest};
 use rustls::pki_types::CertificateDer;
 use tonic::Status;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::clock::unix_ms;
@@ -25,6 +26,9 @@ use crate::node::NodeRpc;
 
 /// Tries when an answer is lost; the same key is answered again.
 const TRIES: u32 = 4;
+/// Tries while stand-bys answer: for longer than it takes one to take over.
+const TRIES_FAILOVER: u32 = 40;
+const STANDBY: Duration = Duration::from_millis(300);
 /// How long the coordinator may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest sleep before the clock is looked at again: machines are suspended, clocks are set.
@@ -55,7 +59,7 @@ pub enum EnrollError {
 /// Joins the mesh that a token names. The key is made here and kept: when an answer is lost, the
 /// same key gets the same certificate again.
 pub async fn join(dir: &IdentityDir, token: &str, name: &str) -> Result<Node, EnrollError> {
-    let token = JoinToken::parse(token).map_err(EnrollError::Token)?;
+    let mut token = JoinToken::parse(token).map_err(EnrollError::Token)?;
     let key = dir.key()?;
     let csr_der = key.csr_der().map_err(IdentityError::from)?;
     let mut backoff = Backoff::new(Duration::from_millis(300), Duration::from_secs(3));
@@ -77,6 +81,16 @@ pub async fn join(dir: &IdentityDir, token: &str, name: &str) -> Result<Node, En
         match call.map_err(late).and_then(|answer| answer) {
             Ok(answer) => break answer.into_inner(),
             Err(status) => match join_error(&status, name) {
+                // A stand-by answered: the leader is elsewhere, or about to be there.
+                EnrollError::Later(why) if tries < TRIES_FAILOVER && leader_in(&status).is_some() => {
+                    let leader = leader_in(&status).unwrap_or_default();
+                    if leader.is_empty() {
+                        token.endpoints.rotate_left(1);
+                    }
+                    to_front(&mut token.endpoints, &leader);
+                    debug!(%why, ?leader, "going on to the leader");
+                    tokio::time::sleep(STANDBY).await;
+                }
                 EnrollError::Later(why) if tries < TRIES => {
                     warn!(%why, "the join was not answered; asking again");
                     tokio::time::sleep(backoff.next_wait()).await;

@@ -88,12 +88,16 @@ impl IdentityDir {
         if !self.is_enrolled() {
             return Err(IdentityError::NotEnrolled);
         }
-        let path = self.path("node.json");
-        let text = fs::read(&path).map_err(|source| IdentityError::Io { path: path.clone(), source })?;
-        let node = serde_json::from_slice(&text)
-            .map_err(|error| IdentityError::Damaged { path, what: error.to_string() })?;
+        let node = self.node()?;
         let key = NodeKey::load(&self.path("key.pem"))?;
         Ok(Identity { node, key, cert: self.cert("cert.pem")?, ca: self.cert("ca.pem")? })
+    }
+
+    fn node(&self) -> Result<Node, IdentityError> {
+        let path = self.path("node.json");
+        let text = fs::read(&path).map_err(|source| IdentityError::Io { path: path.clone(), source })?;
+        serde_json::from_slice(&text)
+            .map_err(|error| IdentityError::Damaged { path, what: error.to_string() })
     }
 
     fn cert(&self, name: &str) -> Result<CertificateDer<'static>, IdentityError> {
@@ -113,9 +117,20 @@ impl IdentityDir {
         self.renewed(node, cert)
     }
 
+    /// Keeps where the coordinators are reached by now.
+    pub fn keep_endpoints(&self, endpoints: &[String]) -> Result<(), IdentityError> {
+        let mut node = self.node()?;
+        node.endpoints = endpoints.to_vec();
+        self.write(&node)
+    }
+
     /// Keeps what a renewal brought.
     pub fn renewed(&self, node: &Node, cert: &CertificateDer<'_>) -> Result<(), IdentityError> {
         write_private(&self.path("cert.pem"), pem_of(cert).as_bytes())?;
+        self.write(node)
+    }
+
+    fn write(&self, node: &Node) -> Result<(), IdentityError> {
         let path = self.path("node.json");
         let text = serde_json::to_vec_pretty(node)
             .map_err(|error| IdentityError::Damaged { path: path.clone(), what: error.to_string() })?;

@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_certs::LastError;
+use mesh_certs::{LastError, Route};
 use mesh_proto::code::Code;
 use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1::{self, HeartbeatRequest, RegisterNodeRequest, RegisterNodeResponse};
@@ -29,6 +29,7 @@ use crate::attempts::Input;
 use crate::backoff::Backoff;
 use crate::facts::{self, Load, Machine};
 use crate::hub::Hub;
+use crate::identity::IdentityDir;
 use crate::metrics::Metrics;
 use crate::seen::{Seen, StaleLeader};
 use crate::spool;
@@ -41,6 +42,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const EVENTS: usize = 512 * 1024;
 /// Between tries once the coordinator has said no.
 const REFUSED: Duration = Duration::from_secs(30);
+/// Between tries while a stand-by answers: it takes over within seconds.
+const STANDBY: Duration = Duration::from_millis(300);
 /// Output in flight when the coordinator names no window.
 const DEFAULT_WINDOW: u32 = 4 * 1024 * 1024;
 
@@ -74,6 +77,10 @@ pub struct Session {
     pub sandbox: v1::Sandbox,
     pub seen: Arc<Seen>,
     pub last_error: LastError,
+    /// The way to the leader.
+    pub route: Route,
+    /// Where the coordinators' addresses are kept.
+    pub identity: IdentityDir,
     pub metrics: Arc<Metrics>,
     /// Becomes true when the node is registered for the first time.
     pub ready: watch::Sender<bool>,
@@ -105,6 +112,10 @@ impl Session {
                 End::Stale(stale) => {
                     error!(%stale, "refusing this coordinator; tasks go on, trying again");
                     backoff.next_wait().max(Duration::from_secs(1))
+                }
+                End::Rpc(status) if self.route.heed(status) => {
+                    self.told(status, &mut backoff);
+                    STANDBY.mul_f64(rand::random_range(0.5..1.5))
                 }
                 End::Rpc(status) => match self.refused(status) {
                     Some(error) if !*self.ready.borrow() => return error,
@@ -155,6 +166,10 @@ impl Session {
             warn!(%code, %reason, "no session with the coordinator; trying again");
             self.said = reason;
         }
+        if code == Code::Timeout {
+            // It may be frozen, and another lead by now.
+            self.route.avoid();
+        }
         match code {
             Code::Version | Code::Invalid => REFUSED,
             Code::NotFound
@@ -201,6 +216,7 @@ impl Session {
             .map_err(|_| Code::Timeout.status("the coordinator does not answer"))??
             .into_inner();
         self.seen.observe(answer.leader.as_ref())?;
+        self.learn(&answer.endpoints);
         for verdict in &answer.verdicts {
             self.verdict(*verdict);
         }
@@ -208,6 +224,18 @@ impl Session {
         self.closed.send_replace(draining);
         context.rpc.set_session(Some(answer.session_id.clone()));
         Ok(answer)
+    }
+
+    /// Takes note of where the coordinators are reached, for the next start as well.
+    fn learn(&self, endpoints: &[String]) {
+        if !self.route.learn(endpoints) {
+            return;
+        }
+        let endpoints = self.route.endpoints();
+        info!(?endpoints, "coordinators");
+        if let Err(error) = self.identity.keep_endpoints(&endpoints) {
+            warn!(error = &error as &dyn std::error::Error, "cannot keep the coordinators' addresses");
+        }
     }
 
     fn verdict(&self, verdict: v1::AttemptVerdict) {
@@ -348,6 +376,7 @@ impl Session {
                         return stale.into();
                     }
                     self.seen.keep();
+                    self.learn(&answer.endpoints);
                 }
                 // It says itself that it cannot serve now: the streams stay open meanwhile.
                 Err(status) if is_busy(&status) && answered.elapsed() < offline_after => {
@@ -359,7 +388,9 @@ impl Session {
     }
 }
 
-/// Whether a coordinator that is alive says that it cannot serve at the moment.
+/// Whether a coordinator that is alive and leads says that it cannot serve at the moment.
 fn is_busy(status: &Status) -> bool {
-    status.metadata().get(mesh_proto::code::CODE_HEADER).is_some() && Code::of(status) == Code::Unavailable
+    mesh_certs::leader_in(status).is_none()
+        && status.metadata().get(mesh_proto::code::CODE_HEADER).is_some()
+        && Code::of(status) == Code::Unavailable
 }

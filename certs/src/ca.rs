@@ -121,10 +121,20 @@ impl Ca {
         // A key without a certificate is what a crash between the two writes leaves: nothing
         // was ever signed with it.
         let ca = Self::generate(mesh)?;
-        create_private_dir(dir)?;
-        write_private(&dir.join(KEY_FILE), ca.issuer.key().serialize_pem().as_bytes())?;
-        write_private(&cert_path, ca.cert_pem().as_bytes())?;
+        ca.save(dir)?;
         Ok(ca)
+    }
+
+    /// Whether files of a CA lie in `dir`.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(CERT_FILE).exists()
+    }
+
+    /// Keeps the CA in `dir`, in place of any that is there.
+    pub fn save(&self, dir: &Path) -> Result<(), CertError> {
+        create_private_dir(dir)?;
+        write_private(&dir.join(KEY_FILE), self.key_pem().as_bytes())?;
+        write_private(&dir.join(CERT_FILE), self.cert_pem().as_bytes())
     }
 
     /// The CA whose files lie in `dir`.

@@ -20,6 +20,7 @@ use crate::{
     dial::{Dialer, LastError},
     error::CertError,
     key::NodeKey,
+    route::Route,
     server::ALPN_H2,
     trust::{CoordinatorVerifier, provider},
     x509,
@@ -136,8 +137,13 @@ impl Default for ChannelOptions {
 /// A channel that connects at its first call, and anew when it has lost its connection. The
 /// handle tells why the last connect failed.
 pub fn channel(endpoints: Vec<String>, tls: ClientTls, options: ChannelOptions) -> (Channel, LastError) {
+    channel_on(&Route::new(endpoints), tls, options)
+}
+
+/// A channel whose connections follow a route.
+pub fn channel_on(route: &Route, tls: ClientTls, options: ChannelOptions) -> (Channel, LastError) {
     let last = LastError::default();
-    let dialer = Arc::new(Dialer::new(endpoints, tls.config(), options.connect_timeout, last.clone()));
+    let dialer = Arc::new(Dialer::new(route.clone(), tls.config(), options.connect_timeout, last.clone()));
     let connector = tower::service_fn(move |_: Uri| {
         let dialer = Arc::clone(&dialer);
         async move { dialer.dial().await.map(TokioIo::new) }

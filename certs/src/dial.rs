@@ -8,10 +8,7 @@
 use std::{
     fmt, io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -27,7 +24,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::alert;
+use crate::{alert, route::Route};
 
 /// After this long without an answer from one address, the next is tried beside it.
 const STAGGER: Duration = Duration::from_millis(300);
@@ -110,23 +107,22 @@ impl fmt::Debug for LastError {
     }
 }
 
-/// Connects to the first endpoint that answers, beginning with the one that answered last.
+/// Connects to the first endpoint of the route that answers.
 pub(crate) struct Dialer {
-    endpoints: Vec<String>,
+    route: Route,
     config: Arc<ClientConfig>,
     connect_timeout: Duration,
-    first: AtomicUsize,
     last: LastError,
 }
 
 impl Dialer {
     pub(crate) fn new(
-        endpoints: Vec<String>,
+        route: Route,
         config: Arc<ClientConfig>,
         connect_timeout: Duration,
         last: LastError,
     ) -> Self {
-        Self { endpoints, config, connect_timeout, first: AtomicUsize::new(0), last }
+        Self { route, config, connect_timeout, last }
     }
 
     pub(crate) async fn dial(&self) -> Result<Dialed, ConnectError> {
@@ -140,19 +136,19 @@ impl Dialer {
 
     /// In order, but without waiting long for an address that does not answer at all.
     async fn race(&self) -> Result<Dialed, ConnectError> {
-        let count = self.endpoints.len();
-        let first = self.first.load(Ordering::Relaxed);
-        let mut order = (0..count).map(|step| (first + step) % count);
+        let endpoints = self.route.endpoints();
+        let mut order = endpoints.iter();
         let mut running = FuturesUnordered::new();
         let mut worst = ConnectError::NoEndpoint;
-        let mut waiting = count;
+        let mut waiting = endpoints.len();
         let mut next_at = Instant::now();
         loop {
             tokio::select! {
                 biased;
-                Some((index, outcome)) = running.next() => match outcome {
+                Some(outcome) = running.next() => match outcome {
                     Ok(stream) => {
-                        self.first.store(index, Ordering::Relaxed);
+                        let stream: Dialed = stream;
+                        self.route.connected(&stream.endpoint);
                         return Ok(stream);
                     }
                     Err(error) => {
@@ -163,8 +159,8 @@ impl Dialer {
                     }
                 },
                 () = sleep_until(next_at), if waiting > 0 => {
-                    if let Some(index) = order.next() {
-                        running.push(async move { (index, self.attempt(&self.endpoints[index]).await) });
+                    if let Some(endpoint) = order.next() {
+                        running.push(self.attempt(endpoint));
                     }
                     waiting -= 1;
                     next_at = Instant::now() + STAGGER;
@@ -187,6 +183,7 @@ impl Dialer {
         let tcp = TcpStream::connect(endpoint).await.map_err(|error| unreachable(error.to_string()))?;
         // Small messages wait for nobody; a failure here only costs latency.
         let _ = tcp.set_nodelay(true);
+        let over = Box::pin(self.route.over(endpoint));
         // The verifier judges by URI, so the name serves the protocol only.
         let name = ServerName::try_from("mesh").map_err(|error| unreachable(error.to_string()))?;
         let mut stream = TlsConnector::from(Arc::clone(&self.config))
@@ -199,7 +196,7 @@ impl Dialer {
             return Err(ConnectError::Closed { endpoint: endpoint.to_owned() });
         }
         first.truncate(read);
-        Ok(Dialed { stream, first, given: 0, endpoint: endpoint.to_owned(), last: self.last.clone() })
+        Ok(Dialed { stream, first, given: 0, endpoint: endpoint.to_owned(), over, last: self.last.clone() })
     }
 }
 
@@ -209,6 +206,8 @@ pub(crate) struct Dialed {
     first: Vec<u8>,
     given: usize,
     endpoint: String,
+    /// The route goes on to somebody else.
+    over: Pin<Box<dyn Future<Output = ()> + Send>>,
     last: LastError,
 }
 
@@ -234,6 +233,11 @@ impl AsyncRead for Dialed {
                 self.first = Vec::new();
                 self.given = 0;
             }
+            return Poll::Ready(Ok(()));
+        }
+        // As if the other side had ended it: the next call connects anew.
+        if self.over.as_mut().poll(cx).is_ready() {
+            self.over = Box::pin(std::future::ready(()));
             return Poll::Ready(Ok(()));
         }
         let outcome = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));

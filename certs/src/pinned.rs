@@ -10,6 +10,7 @@ use crate::{
     client::{ChannelOptions, client_config, endpoint},
     dial::{Dialer, LastError},
     error::CertError,
+    route::Route,
     token::JoinToken,
     trust::CoordinatorVerifier,
 };
@@ -20,8 +21,12 @@ use crate::{
 pub async fn pinned_channel(token: &JoinToken) -> Result<Channel, CertError> {
     let options = ChannelOptions::default();
     let config = client_config(CoordinatorVerifier::pinned(token.pin, token.mesh), None);
-    let dialer =
-        Arc::new(Dialer::new(token.endpoints.clone(), config, options.connect_timeout, LastError::default()));
+    let dialer = Arc::new(Dialer::new(
+        Route::new(token.endpoints.clone()),
+        config,
+        options.connect_timeout,
+        LastError::default(),
+    ));
     // The first connection is made here, for its error; later ones go through the same check.
     let first = Arc::new(Mutex::new(Some(dialer.dial().await?)));
     let connector = tower::service_fn(move |_: Uri| {

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use coordinator::{
     blobs::{BlobStore, Options},
     grpc::{
-        auth::{EveryUserIsAdmin, Port},
+        auth::{EveryUserIsAdmin, Port, Rpc},
         blobs::{BlobsService, NodeReads},
+        gate::Gate,
         identities::Identities,
         layer::{Edge, EdgeLayer},
         standard,
@@ -30,7 +31,10 @@ use mesh_proto::{
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Server};
+use tonic::{
+    Status,
+    transport::{Channel, Server},
+};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -40,6 +44,19 @@ struct AllBut(Digest);
 impl NodeReads for AllBut {
     fn may_read(&self, _node: NodeId, digest: &Digest) -> bool {
         *digest != self.0
+    }
+}
+
+/// A coordinator that always leads.
+struct Leads(CancellationToken);
+
+impl Gate for Leads {
+    fn admit(&self, _rpc: &Rpc) -> Result<CancellationToken, Status> {
+        Ok(self.0.clone())
+    }
+
+    fn ended(&self, _port: Port) -> Status {
+        Code::Unavailable.status("it never ends")
     }
 }
 
@@ -74,12 +91,18 @@ impl Mesh {
             },
         );
         let dir = tempfile::tempdir().unwrap();
-        let store = BlobStore::open(Options { dir: dir.path().to_owned(), max_bytes: 1 << 30 }).unwrap();
+        let store = BlobStore::open(Options {
+            dir: dir.path().to_owned(),
+            uploads: "tmp".to_owned(),
+            max_bytes: 1 << 30,
+        })
+        .unwrap();
         let reads = Arc::new(AllBut(Digest::of(secret)));
         let edge = Edge {
             port: Port::Mesh,
             identities: Arc::clone(&identities),
             users: Arc::new(EveryUserIsAdmin),
+            gate: Arc::new(Leads(CancellationToken::new())),
             metrics: Arc::new(Metrics::new("test").unwrap()),
             deadline: Duration::from_secs(30),
         };
@@ -123,7 +146,7 @@ async fn put(channel: &Channel, data: Bytes) {
     BlobsClient::new(channel.clone()).put(messages).await.unwrap();
 }
 
-async fn get(channel: &Channel, digest: Digest) -> Result<Vec<u8>, tonic::Status> {
+async fn get(channel: &Channel, digest: Digest) -> Result<Vec<u8>, Status> {
     let request = GetBlobRequest { digest: digest.to_vec(), offset: 0 };
     let mut pieces = BlobsClient::new(channel.clone()).get(request).await?.into_inner();
     let mut bytes = Vec::new();

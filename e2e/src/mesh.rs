@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    Agent, AgentOptions, Gate, Job, Outcome, Reply, Running, Witness, agent, binary, http,
+    Agent, AgentOptions, Gate, Job, Outcome, Reply, Running, Second, Witness, agent, binary, http,
     process::{Process, Signal, kill_marked, tail},
     wait::{self, secs},
     watchman::Watchman,
@@ -34,6 +34,8 @@ pub struct MeshOptions {
     pub advertise: Vec<String>,
     /// The product's own timings instead of the fast ones.
     pub own_timings: bool,
+    /// A database, a secret and a store that a second coordinator can share ([`Mesh::second`]).
+    pub shared: bool,
 }
 
 /// A running mesh. Ends with the value, and nothing of it is left.
@@ -41,6 +43,8 @@ pub struct Mesh {
     _watchman: Watchman,
     root: TempDir,
     coordinator: Option<Process>,
+    /// The database of a shared mesh, and its URL.
+    database: Option<(Process, String)>,
     ready: Value,
     options: MeshOptions,
     files: AtomicU32,
@@ -69,12 +73,60 @@ impl Mesh {
             _watchman: watchman,
             root,
             coordinator: None,
+            database: None,
             ready: Value::Null,
             options,
             files: AtomicU32::new(0),
         };
+        if mesh.options.shared {
+            let secret = "a secret that all coordinators share\n";
+            fs::write(mesh.root.path().join("secret"), secret).expect("write the secret");
+            mesh.start_database();
+        }
         mesh.start_coordinator();
         mesh
+    }
+
+    /// A mesh that a second coordinator can join.
+    #[track_caller]
+    pub fn shared() -> Self {
+        Self::start_with(MeshOptions { shared: true, ..MeshOptions::default() })
+    }
+
+    /// Starts the database of a shared mesh, again at the same place.
+    #[track_caller]
+    pub fn start_database(&mut self) {
+        let mut command = Command::new(binary::path("coordinator"));
+        command.arg("database").arg("--data-dir").arg(self.root.path().join("database"));
+        command.env_remove("DATABASE_URL").env("HOME", self.root.path());
+        let mut process = Process::start("database", &mut command, &self.root.path().join("logs"));
+        let url = process.line(secs(60));
+        self.database = Some((process, url));
+    }
+
+    /// Arguments by which a coordinator takes part in a shared mesh.
+    pub fn sharing(&self) -> Vec<String> {
+        let Some((_, url)) = &self.database else { return Vec::new() };
+        let path = |name: &str| self.root.path().join(name).display().to_string();
+        ["--database-url", url, "--mesh-secret-file", &path("secret"), "--store-dir", &path("store")]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
+    /// Starts a second coordinator on the same database and store, with a data directory of its
+    /// own; waits for its ready line.
+    #[track_caller]
+    pub fn second(&self, name: &str) -> Second {
+        let mut command = Command::new(binary::path("coordinator"));
+        command.arg("serve").arg("--data-dir").arg(self.root.path().join(name)).args(self.sharing());
+        command.arg("--config").arg(self.root.path().join("coordinator.toml"));
+        for flag in ["--listen", "--join-listen", "--http-listen"] {
+            command.args([flag, "127.0.0.1:0"]);
+        }
+        command.args(["--advertise", "127.0.0.1"]);
+        command.env_remove("DATABASE_URL").env("HOME", self.root.path());
+        command.env("MESH_COORDINATOR_DEFAULT_SANDBOX", "basic");
+        Second::start(name, &mut command, &self.root.path().join("logs"))
     }
 
     /// A mesh with agents of these names, two slots each.
@@ -94,6 +146,7 @@ impl Mesh {
         command.arg("--config").arg(self.root.path().join("coordinator.toml"));
         command.args(["--listen", &address("grpc"), "--join-listen", &address("join")]);
         command.args(["--http-listen", &address("http")]);
+        command.args(self.sharing());
         if self.options.advertise.is_empty() {
             command.args(["--advertise", "127.0.0.1"]);
         }
@@ -106,6 +159,11 @@ impl Mesh {
         let mut process = Process::start("coordinator", &mut command, &self.root.path().join("logs"));
         self.ready = process.ready(secs(60));
         self.coordinator = Some(process);
+    }
+
+    /// What the coordinator said when it was ready.
+    pub fn ready(&self) -> &Value {
+        &self.ready
     }
 
     /// kill -9 of the coordinator.
@@ -298,6 +356,10 @@ impl Drop for Mesh {
             process.signal(Signal::SIGTERM);
             wait::within(secs(5), || process.exited());
             process.kill();
+        }
+        if let Some((process, _)) = &mut self.database {
+            process.signal(Signal::SIGINT);
+            wait::within(secs(10), || process.exited());
         }
         if !kill_marked(self.root.path(), secs(10)) {
             eprintln!("some processes of {} could not be ended", self.root.path().display());

@@ -68,6 +68,21 @@ impl Process {
         }
     }
 
+    /// The first line of its output, once it is there.
+    #[track_caller]
+    pub fn line(&mut self, limit: Duration) -> String {
+        let line = wait::within(limit, || {
+            let text = fs::read_to_string(&self.stdout).ok()?;
+            let line = text.lines().next().filter(|_| text.contains('\n')).map(str::to_owned);
+            line.map(Ok).or_else(|| self.child.try_wait().expect("ask for the exit").map(Err))
+        });
+        match line {
+            Some(Ok(line)) => line,
+            Some(Err(status)) => panic!("{} ended with {status}:\n{}", self.name, tail(&self.stderr)),
+            None => panic!("{} said nothing within {limit:?}:\n{}", self.name, tail(&self.stderr)),
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

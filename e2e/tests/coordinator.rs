@@ -1,6 +1,8 @@
 //! The coordinator: what its death costs (nothing that was acknowledged), its restart and
 //! what it tells the operator.
 
+use std::time::Instant;
+
 use mesh_e2e::{
     AgentOptions, Mesh,
     wait::{self, secs},
@@ -52,7 +54,10 @@ fn a_killed_coordinator_loses_nothing() {
     let number = job.number;
     mesh.kill_coordinator();
     mesh.meshctl(&["jobs"]).exits(5);
+    let started = Instant::now();
     mesh.start_coordinator();
+    mesh.meshctl(&["jobs"]).ok();
+    assert!(started.elapsed() < secs(10), "back only after {:?}", started.elapsed());
     mesh.node_becomes("attic", "HEALTHY");
     assert_eq!(mesh.job(number).state(), "RUNNING");
     mesh.gate("ten").open();

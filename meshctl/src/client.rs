@@ -1,8 +1,9 @@
 //! The connection to the coordinator: which credential, which addresses, how long to try.
 //!
 //! A call that fails because nobody answers is tried again for [`SHORT`]; then the command
-//! ends. Who waits for a job instead has [`Patience`] without end: the mesh goes on while its
-//! coordinator restarts.
+//! ends. When a stand-by answers, another coordinator leads or is about to: the client goes on to
+//! it, and tries for [`FAILOVER`]. Who waits for a job instead has [`Patience`] without end: the
+//! mesh goes on while its coordinator restarts.
 
 use std::{
     env,
@@ -15,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_certs::{ChannelOptions, ClientTls, ConnectError, Credential, LastError};
+use mesh_certs::{ChannelOptions, ClientTls, ConnectError, Credential, LastError, Route};
 use mesh_proto::{
     code::{CODE_HEADER, Code, RETRY_AFTER_HEADER},
     limits,
@@ -31,8 +32,13 @@ use crate::{error::CliError, output::note};
 
 /// How long a single call is tried again when the coordinator does not answer.
 const SHORT: Duration = Duration::from_secs(3);
+/// How long a single call is tried again once a stand-by has answered: longer than it takes one to
+/// take over.
+const FAILOVER: Duration = Duration::from_secs(20);
 /// How long a single call may take.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Between pings of the connection, and how long one may take to be answered.
+const PING: Duration = Duration::from_secs(4);
 /// Being away for so long is not worth a word.
 const UNNOTICED: Duration = Duration::from_millis(500);
 /// Between two tries: at first, and at most.
@@ -61,6 +67,7 @@ pub struct ConnectArgs {
 #[derive(Clone)]
 pub struct Client {
     channel: Channel,
+    route: Route,
     last: LastError,
     tried: String,
     /// The person was told that the coordinator is away: once, whoever notices first.
@@ -77,8 +84,12 @@ impl Client {
             check_endpoint(endpoint)?;
         }
         let tried = endpoints.join(", ");
-        let (channel, last) = mesh_certs::channel(endpoints, tls, ChannelOptions::default());
-        Ok(Self { channel, last, tried, away: Arc::default() })
+        let route = Route::new(endpoints);
+        // A frozen coordinator keeps its connections: somebody else may lead by now.
+        let options =
+            ChannelOptions { keepalive_interval: PING, keepalive_timeout: PING, ..ChannelOptions::default() };
+        let (channel, last) = mesh_certs::channel_on(&route, tls, options);
+        Ok(Self { channel, route, last, tried, away: Arc::default() })
     }
 
     pub fn jobs(&self) -> JobsClient<Channel> {
@@ -196,6 +207,9 @@ impl<'a> Patience<'a> {
     /// Sleeps until the next try, or says that there is none.
     pub async fn failed(&mut self, status: Status) -> Result<(), CliError> {
         let since = *self.since.get_or_insert_with(Instant::now);
+        if self.client.route.heed(&status) {
+            self.limit = self.limit.map(|limit| limit.max(FAILOVER));
+        }
         let error = self.client.explain(status.clone());
         if !is_passing(&status)
             || matches!(error, CliError::Rejected(_))

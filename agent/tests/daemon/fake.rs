@@ -306,6 +306,7 @@ impl Node for Fake {
                 verdicts,
                 node_id: state.node.to_string(),
                 output_window_bytes: state.window,
+                endpoints: Vec::new(),
             }))
         })
     }
@@ -322,7 +323,7 @@ impl Node for Fake {
         if busy {
             return Err(Code::Unavailable.status("recovering"));
         }
-        Ok(Response::new(v1::HeartbeatResponse { token, leader: Some(leader) }))
+        Ok(Response::new(v1::HeartbeatResponse { token, leader: Some(leader), endpoints: Vec::new() }))
     }
 
     async fn assign_task(

@@ -1,5 +1,5 @@
 //! The store's directory: `<aa>/<digest>` for each blob (`aa`: the digest's first byte), and
-//! `tmp/` for uploads under way.
+//! one for uploads under way (`tmp/`). Blobs never change, so several processes may share it.
 
 use std::{
     fs::{self, File},
@@ -26,6 +26,9 @@ use crate::spawn;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub dir: PathBuf,
+    /// Name of the directory for uploads under way, below `dir`: each process that writes to the
+    /// store has its own.
+    pub uploads: String,
     /// The largest blob, in bytes.
     pub max_bytes: u64,
 }
@@ -49,12 +52,18 @@ struct Inner {
     uploads: AtomicU64,
 }
 
+impl Inner {
+    fn uploads_dir(&self) -> PathBuf {
+        self.options.dir.join(&self.options.uploads)
+    }
+}
+
 impl BlobStore {
     /// Opens the store, making it where there is none, and sweeps the leftovers of uploads
     /// that a crash cut. Blocks on the disk: for the start of the process. One process only
-    /// may have a directory open.
+    /// may have a directory of uploads open.
     pub fn open(options: Options) -> Result<Self, BlobError> {
-        let tmp = options.dir.join("tmp");
+        let tmp = options.dir.join(&options.uploads);
         fs::create_dir_all(&tmp)?;
         for entry in fs::read_dir(&tmp)? {
             fs::remove_file(entry?.path())?;
@@ -91,8 +100,7 @@ impl BlobStore {
             return Ok(Stored::Existed);
         }
         let number = self.inner.uploads.fetch_add(1, Ordering::Relaxed);
-        let mut upload =
-            Upload::create(self.inner.options.dir.join("tmp").join(format!("{digest}.{number}")));
+        let mut upload = Upload::create(self.inner.uploads_dir().join(format!("{digest}.{number}")));
         let mut got = 0;
         while let Some(piece) = stream.next().await.transpose()? {
             got = check_length(got, piece.len(), size)?;

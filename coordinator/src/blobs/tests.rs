@@ -16,7 +16,7 @@ fn store(max_bytes: u64) -> (TempDir, BlobStore) {
 }
 
 fn open(dir: &TempDir, max_bytes: u64) -> BlobStore {
-    BlobStore::open(Options { dir: dir.path().to_owned(), max_bytes }).unwrap()
+    BlobStore::open(Options { dir: dir.path().to_owned(), uploads: "tmp".to_owned(), max_bytes }).unwrap()
 }
 
 /// Bytes that differ at every place that a mixed-up piece could land.

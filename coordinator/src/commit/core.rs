@@ -12,14 +12,15 @@ use tokio::{
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     batch::{name, reply_of},
     handle::{Core, Message, Phase, Standing},
     lead::End,
     outside::Outside,
-    term,
+    standby::{self, Claim},
+    term::{self, Begun},
 };
 use crate::{
     engine::{
@@ -29,7 +30,7 @@ use crate::{
     },
     failpoint::{Point, reach},
     metrics::Metrics,
-    store::{Store, StoreError},
+    store::{Store, StoreError, coordinators::Addresses},
 };
 
 /// Waits between attempts to begin a term: doubling from the first to the last.
@@ -42,6 +43,10 @@ const LEASE_MARGIN: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct Options {
     pub id: CoordinatorId,
+    /// Where this coordinator is reached.
+    pub addresses: Addresses,
+    /// It shares nothing, so it can neither stand by nor go on once another leads.
+    pub alone: bool,
     pub settings: Settings,
     /// How long a leader must stand still before another takes over.
     pub takeover: Duration,
@@ -96,18 +101,20 @@ impl<O: Outside> CommitLoop<O> {
         (this, core)
     }
 
-    /// Leads, term after term, until `shutdown` or until somebody else leads.
+    /// Leads and stands by, term after term, until `shutdown`; one that cannot stand by also until
+    /// somebody else leads.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
         let mut wait = RETRY.0;
+        let mut claim = Claim::Start;
         let mut again = false;
         let result = loop {
             let begun = tokio::select! {
-                begun = term::begin(&self.store, &self.options) => begun,
+                begun = self.begin(claim) => begun,
                 () = shutdown.cancelled() => break Ok(()),
             };
             let begun = match begun {
                 Ok(begun) => begun,
-                Err(StoreError::Fenced) => break Err(StoreError::Fenced),
+                Err(StoreError::Fenced) if self.options.alone => break Err(StoreError::Fenced),
                 Err(error) => {
                     warn!(error = &error as &dyn std::error::Error, "cannot begin a term; trying again");
                     self.refuse_waiting();
@@ -119,22 +126,29 @@ impl<O: Outside> CommitLoop<O> {
                 }
             };
             wait = RETRY.0;
+            claim = Claim::Epoch(begun.term.epoch);
             self.standing.begin(begun.incarnation, begun.term.epoch.cast_unsigned());
             self.standing.moved(begun.seq.cast_unsigned(), begun.sent_ms, self.lease_ms());
             self.metrics.set_leader(true);
             let end = self.lead(begun.term, again, &shutdown).await;
             again = true;
-            self.phase.send_replace(Phase::Recovering);
             self.metrics.set_leader(false);
             match end {
                 End::Shutdown => break Ok(()),
-                End::Failed(StoreError::Fenced) => break Err(StoreError::Fenced),
+                End::Failed(StoreError::Fenced) => {
+                    warn!("another coordinator took the lead");
+                    claim = Claim::Deposed;
+                    self.step_down();
+                    again = false;
+                }
                 End::Failed(error) => {
+                    self.phase.send_replace(Phase::Recovering);
                     error!(error = &error as &dyn std::error::Error, "a commit failed; memory is read anew");
                     self.replies.clear();
                     self.replay.clear();
                 }
                 End::Poison { events, fresh, error } => {
+                    self.phase.send_replace(Phase::Recovering);
                     // Only time went on, so there is no event to drop: slow down and try again.
                     if events.is_empty() && pause(RETRY.1, &shutdown).await {
                         break Ok(());
@@ -147,6 +161,26 @@ impl<O: Outside> CommitLoop<O> {
         self.phase.send_replace(Phase::Ended);
         self.replies.clear();
         result
+    }
+
+    async fn begin(&self, claim: Claim) -> Result<Begun, StoreError> {
+        let taken = standby::take(&self.store, &self.options, claim, &self.phase, &self.standing).await?;
+        if *self.phase.borrow() == Phase::Standby {
+            info!(epoch = taken.row.epoch, "takes over");
+            self.phase.send_replace(Phase::Recovering);
+        }
+        term::begin(&self.store, &self.options, taken).await
+    }
+
+    /// Nothing of the term that is over goes out any more: its streams end, and who waits for an
+    /// answer is sent to the new leader.
+    fn step_down(&mut self) {
+        self.standing.depose();
+        let next = if self.options.alone { Phase::Recovering } else { Phase::Standby };
+        self.phase.send_replace(next);
+        self.outside.step_down();
+        self.replay.clear();
+        self.refuse_waiting();
     }
 
     pub(super) fn lease_ms(&self) -> u64 {

@@ -1,21 +1,33 @@
 //! The handle to the engine that the other rooms hold.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
-use mesh_proto::{code::Code, ids::Incarnation, v1::CommitPoint};
+use arc_swap::ArcSwap;
+use mesh_proto::{
+    code::{Code, LEADER_HEADER, RETRY_AFTER_HEADER},
+    ids::Incarnation,
+    v1::CommitPoint,
+};
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::Status;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, metadata::MetadataValue};
 
 use crate::{
     engine::{
         effect::{Refusal, Reply},
         event::{Event, ReplyId},
     },
-    store::clock::boot_ms,
+    store::{clock::boot_ms, coordinators::Addresses},
 };
+
+/// Between two looks at a lease that ran out.
+const LEASE_LOOK: Duration = Duration::from_millis(50);
 
 /// Whether the engine can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +35,8 @@ pub enum Phase {
     /// Waiting for Postgres or for the lead, or reading everything.
     Recovering,
     Leading,
+    /// Another coordinator leads.
+    Standby,
     Ended,
 }
 
@@ -34,6 +48,10 @@ pub struct Standing {
     /// Boot-time milliseconds until which nobody else can have taken the lead.
     lease_until: AtomicU64,
     incarnation: watch::Sender<Option<Incarnation>>,
+    /// Where the leader is reached, while that is somebody else.
+    leader: watch::Sender<Addresses>,
+    /// Cancelled when this coordinator is deposed; then there is a new one.
+    reign: ArcSwap<CancellationToken>,
 }
 
 impl Default for Standing {
@@ -43,6 +61,8 @@ impl Default for Standing {
             seq: AtomicU64::new(0),
             lease_until: AtomicU64::new(0),
             incarnation: watch::Sender::new(None),
+            leader: watch::Sender::default(),
+            reign: ArcSwap::default(),
         }
     }
 }
@@ -51,6 +71,30 @@ impl Standing {
     pub(super) fn begin(&self, incarnation: Incarnation, epoch: u64) {
         self.incarnation.send_replace(Some(incarnation));
         self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Somebody else leads, and is reached there.
+    pub(super) fn follows(&self, leader: Addresses) {
+        self.leader.send_replace(leader);
+    }
+
+    /// The lease and everything that hangs on the lead are over.
+    pub(super) fn depose(&self) {
+        self.lease_until.store(0, Ordering::Release);
+        self.leader.send_replace(Addresses::default());
+        self.reign.swap(Arc::default()).cancel();
+    }
+
+    /// Where the leader is reached, as far as a stand-by knows.
+    #[must_use]
+    pub fn leader(&self) -> Addresses {
+        self.leader.borrow().clone()
+    }
+
+    /// Is cancelled when this coordinator is deposed.
+    #[must_use]
+    pub fn reign(&self) -> CancellationToken {
+        self.reign.load().as_ref().clone()
     }
 
     /// A fence went through that was sent at `sent_ms`.
@@ -102,12 +146,33 @@ pub struct Core {
 pub enum CoreError {
     #[error("the coordinator is recovering; try again in a moment")]
     Recovering,
+    #[error("{}", following(.0))]
+    Standby(Vec<String>),
     #[error("the coordinator is shutting down")]
     Ended,
     #[error("{}", refused(.0))]
     Refused(Refusal),
     #[error("the engine gave an answer to another question")]
     Mismatch,
+}
+
+fn following(leader: &[String]) -> String {
+    match leader {
+        [] => "this coordinator is a stand-by, and no leader is known yet".into(),
+        [leader, ..] => format!("this coordinator is a stand-by; {leader} leads"),
+    }
+}
+
+/// How a stand-by answers every call: `UNAVAILABLE`, with the leader's addresses (`host:port`)
+/// for programs. The header is there in any case, so that a client knows whom it asked.
+#[must_use]
+pub fn standby_status(leader: &[String]) -> Status {
+    let mut status = Code::Unavailable.status(following(leader));
+    let addresses = leader.join(",").parse().unwrap_or_else(|_| MetadataValue::from_static(""));
+    let headers = status.metadata_mut();
+    headers.insert(LEADER_HEADER, addresses);
+    headers.insert(RETRY_AFTER_HEADER, MetadataValue::from_static("300"));
+    status
 }
 
 fn refused(refusal: &Refusal) -> String {
@@ -124,6 +189,7 @@ fn refused(refusal: &Refusal) -> String {
 impl From<CoreError> for Status {
     fn from(error: CoreError) -> Self {
         let code = match &error {
+            CoreError::Standby(leader) => return standby_status(leader),
             CoreError::Recovering | CoreError::Ended => Code::Unavailable,
             CoreError::Refused(Refusal::NoSuchJob | Refusal::NoSuchNode) => Code::NotFound,
             CoreError::Refused(Refusal::KeyUsed(_)) => Code::Conflict,
@@ -132,8 +198,7 @@ impl From<CoreError> for Status {
         };
         let mut status = code.status(error.to_string());
         if code == Code::Unavailable {
-            let wait = tonic::metadata::MetadataValue::from_static("500");
-            status.metadata_mut().insert(mesh_proto::code::RETRY_AFTER_HEADER, wait);
+            status.metadata_mut().insert(RETRY_AFTER_HEADER, MetadataValue::from_static("500"));
         }
         status
     }
@@ -150,7 +215,8 @@ impl Core {
         match receive.await {
             Ok(Reply::Refused(refusal)) => Err(CoreError::Refused(refusal)),
             Ok(reply) => Ok(reply),
-            Err(_) => Err(CoreError::Recovering),
+            // The term that heard it is over.
+            Err(_) => Err(self.ready().err().unwrap_or(CoreError::Recovering)),
         }
     }
 
@@ -167,6 +233,7 @@ impl Core {
         let mut phase = self.phase.clone();
         match phase.wait_for(|phase| *phase != Phase::Recovering).await.map(|phase| *phase) {
             Ok(Phase::Leading) => {}
+            Ok(Phase::Standby) => return Err(CoreError::Standby(self.standing.leader().members)),
             Ok(Phase::Recovering | Phase::Ended) | Err(_) => return Err(CoreError::Ended),
         }
         self.queue.send(Message { event, reply: None }).await.map_err(|_| CoreError::Ended)
@@ -177,6 +244,7 @@ impl Core {
         match *self.phase.borrow() {
             Phase::Leading => Ok(()),
             Phase::Recovering => Err(CoreError::Recovering),
+            Phase::Standby => Err(CoreError::Standby(self.standing.leader().members)),
             Phase::Ended => Err(CoreError::Ended),
         }
     }
@@ -185,6 +253,14 @@ impl Core {
     pub fn readable(&self) -> Result<(), CoreError> {
         self.ready()?;
         if self.standing.holds_lease() { Ok(()) } else { Err(CoreError::Recovering) }
+    }
+
+    /// Waits until nobody else can have taken the lead: for what stays open while the database is
+    /// away, and is ended from outside when this coordinator is deposed.
+    pub async fn leased(&self) {
+        while !self.standing.holds_lease() {
+            tokio::time::sleep(LEASE_LOOK).await;
+        }
     }
 
     #[must_use]

@@ -11,7 +11,8 @@
 //! * **Nothing is said before the commit that holds it.** What the engine says in a batch
 //!   without writes still waits for the commit before it, because it may rest on it.
 //! * **Fenced.** Every commit begins by raising the leader's seq under its own epoch. Zero
-//!   rows: somebody else leads, and this process ends.
+//!   rows: somebody else leads, and this process stands by (`standby`), or ends when it shares
+//!   nothing with the other.
 //! * **Crash-only.** If a commit fails, or its outcome is unknown, the engine's memory is
 //!   thrown away and a new *term* begins: connect, take a new epoch (so that a COMMIT whose
 //!   answer was lost either is visible to the read that follows or can never land), read
@@ -30,10 +31,12 @@ mod core;
 mod handle;
 mod lead;
 mod outside;
+mod standby;
 mod term;
 #[cfg(test)]
 mod tests;
 
 pub use core::{CommitLoop, Options};
-pub use handle::{Core, CoreError, Phase, Standing};
+pub use handle::{Core, CoreError, Phase, Standing, standby_status};
 pub use outside::Outside;
+pub use standby::{Pulse, look_every};

@@ -16,6 +16,9 @@ pub trait Outside: Send + 'static {
     /// what was committed last may never have been said.
     fn register_again(&mut self);
 
+    /// Somebody else leads: what memory holds of the mesh is over.
+    fn step_down(&mut self);
+
     /// The mesh at a glance, about four times a second.
     fn totals(&mut self, totals: Totals);
 }

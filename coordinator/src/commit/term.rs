@@ -1,13 +1,16 @@
-//! A term begins: the lead is taken under a new epoch and memory is read anew.
+//! A term begins: the lead was taken under a new epoch, and memory is read anew.
 
 use std::{pin::pin, time::Duration};
 
-use mesh_proto::ids::{CoordinatorId, Incarnation};
+use mesh_proto::ids::Incarnation;
 use sqlx::PgConnection;
-use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tokio::time::sleep;
+use tracing::info;
 
-use super::core::Options;
+use super::{
+    core::Options,
+    standby::{Taken, connect},
+};
 use crate::{
     engine::{Engine, types::Time},
     failpoint::{Point, reach},
@@ -31,11 +34,10 @@ pub(super) struct Begun {
     pub sent_ms: u64,
 }
 
-/// Takes the lead and reads everything unfinished.
-pub(super) async fn begin(store: &Store, options: &Options) -> Result<Begun, StoreError> {
+/// Reads everything unfinished, once the lead is taken.
+pub(super) async fn begin(store: &Store, options: &Options, taken: Taken) -> Result<Begun, StoreError> {
     let started = boot_ms();
-    let mut connection = connect(store, options).await?;
-    let (row, mut sent_ms) = lead(&mut connection, options).await?;
+    let Taken { mut connection, row, mut sent_ms } = taken;
     reach(Point::AfterTake);
     let clock = Clock::new(row.now);
     let mut seq = row.seq;
@@ -61,42 +63,6 @@ pub(super) async fn begin(store: &Store, options: &Options) -> Result<Begun, Sto
     info!(epoch = row.epoch, jobs, nodes, took_ms = boot_ms() - started, "leads");
     let term = Term { connection, engine, clock, epoch: row.epoch };
     Ok(Begun { term, incarnation: row.incarnation, seq, sent_ms })
-}
-
-async fn connect(store: &Store, options: &Options) -> Result<PgConnection, StoreError> {
-    timeout(options.patience, store.connection()).await.unwrap_or(Err(StoreError::Silent))
-}
-
-/// Takes the lead, and says when that was sent.
-async fn lead(
-    connection: &mut PgConnection,
-    options: &Options,
-) -> Result<(leader::LeaderRow, u64), StoreError> {
-    let mut seen = leader::read(connection).await?;
-    if let Some(holder) = seen.holder.filter(|holder| *holder != options.id) {
-        warn!(%holder, wait = ?options.takeover, "another coordinator held the lead; waiting whether it still moves");
-        sleep(options.takeover).await;
-    }
-    reach(Point::BeforeTake);
-    loop {
-        let sent_ms = boot_ms();
-        match leader::take(connection, &seen, options.id).await {
-            Ok(row) => return Ok((row, sent_ms)),
-            Err(StoreError::Fenced) => {
-                let now = leader::read(connection).await?;
-                if !still_ours(&seen, &now, options.id) {
-                    return Err(StoreError::Fenced);
-                }
-                // A commit of our last term, whose answer was lost, came through only now.
-                seen = now;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn still_ours(before: &leader::LeaderRow, now: &leader::LeaderRow, id: CoordinatorId) -> bool {
-    before.epoch == now.epoch && before.holder == Some(id) && now.holder == Some(id)
 }
 
 /// The moment from which silence is counted, so that nodes have the grace to come back.

@@ -22,6 +22,12 @@ pub enum ConfigError {
     #[error("{key} = {value} is out of range: {expected}")]
     Range { key: &'static str, value: String, expected: String },
 
+    #[error(
+        "--mesh-secret-file is for several coordinators of one mesh, which share a database and a store: \
+         give {0} as well"
+    )]
+    Sharing(String),
+
     #[error("neither HOME nor XDG_DATA_HOME is set: name the data directory with --data-dir")]
     NoHome,
 

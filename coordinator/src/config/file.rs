@@ -26,6 +26,8 @@ pub(super) struct File {
     pub advertise: Vec<Advertise>,
     pub database_url: Option<DatabaseUrl>,
     pub pg_bin_dir: Option<PathBuf>,
+    pub mesh_secret_file: Option<PathBuf>,
+    pub store_dir: Option<PathBuf>,
     #[serde(deserialize_with = "sandbox")]
     pub default_sandbox: Option<SandboxLevel>,
     pub timings: Timings,
@@ -41,7 +43,8 @@ impl File {
         let mut file: Self = toml::from_str(&text)
             .map_err(|problem| ConfigError::File { path: path.to_owned(), problem: Box::new(problem) })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        for path in [&mut file.data_dir, &mut file.pg_bin_dir].into_iter().flatten() {
+        let File { data_dir, pg_bin_dir, mesh_secret_file, store_dir, .. } = &mut file;
+        for path in [data_dir, pg_bin_dir, mesh_secret_file, store_dir].into_iter().flatten() {
             *path = base.join(&*path);
         }
         Ok(file)

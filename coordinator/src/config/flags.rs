@@ -70,6 +70,14 @@ pub struct Flags {
     /// A URL with a password belongs in the environment or the file, not in `ps`
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true, value_parser = database_url)]
     pub database_url: Option<DatabaseUrl>,
+    /// A file with the secret that all coordinators of this mesh share: with it, --store-dir and
+    /// --database-url a second coordinator can stand by
+    #[arg(long, value_name = "FILE", env = "MESH_COORDINATOR_SECRET_FILE")]
+    pub mesh_secret_file: Option<PathBuf>,
+    /// Where blobs and output are kept; the same directory for all coordinators of this mesh
+    /// [default: the data directory]
+    #[arg(long, value_name = "DIR", env = "MESH_COORDINATOR_STORE_DIR")]
+    pub store_dir: Option<PathBuf>,
     /// Server binaries for the private cluster [default: the highest version installed]
     #[arg(long, value_name = "DIR", env = "MESH_COORDINATOR_PG_BIN_DIR")]
     pub pg_bin_dir: Option<PathBuf>,

@@ -37,6 +37,12 @@ pub struct Config {
     /// Server binaries for the private cluster; none means to look for them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pg_bin_dir: Option<PathBuf>,
+    /// The secret that all coordinators of this mesh share. With it a coordinator can stand by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh_secret_file: Option<PathBuf>,
+    /// Where blobs and output are kept; none means the data directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_dir: Option<PathBuf>,
     /// The sandbox of tasks that name none.
     #[serde(serialize_with = "level")]
     pub default_sandbox: SandboxLevel,
@@ -81,6 +87,15 @@ impl Config {
             // DATABASE_URL= in the environment names none.
             database_url: flags.database_url.or(file.database_url).filter(|url| !url.is_empty()),
             pg_bin_dir: flags.pg_bin_dir.or(file.pg_bin_dir),
+            mesh_secret_file: flags.mesh_secret_file.or(file.mesh_secret_file),
+            store_dir: match flags.store_dir.or(file.store_dir) {
+                Some(dir) => Some(std::path::absolute(&dir).map_err(|source| ConfigError::Io {
+                    doing: "resolve",
+                    path: dir.clone(),
+                    source,
+                })?),
+                None => None,
+            },
             default_sandbox: flags.default_sandbox.or(file.default_sandbox).unwrap_or(SandboxLevel::Strict),
             timings: file.timings,
             limits: file.limits,
@@ -105,6 +120,15 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        if self.mesh_secret_file.is_some() {
+            let missing =
+                [("--database-url", self.database_url.is_none()), ("--store-dir", self.store_dir.is_none())];
+            let missing: Vec<&str> =
+                missing.into_iter().filter_map(|(flag, is)| is.then_some(flag)).collect();
+            if !missing.is_empty() {
+                return Err(ConfigError::Sharing(missing.join(" and ")));
+            }
+        }
         self.timings.check()?;
         self.limits.check()?;
         self.placement.check()

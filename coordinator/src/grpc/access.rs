@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use super::{auth::Caller, convert};
 use crate::{
     commit::Core,
+    directory::Directory,
     store::{Store, access::NewToken},
 };
 
@@ -31,8 +32,8 @@ pub struct AccessService {
     pub store: Store,
     pub mesh: MeshId,
     pub pin: Pin,
-    /// host:port of the join port, put into tokens.
-    pub join_endpoints: Vec<String>,
+    /// Its ports for joining are put into tokens.
+    pub directory: Directory,
     pub default_ttl: Duration,
 }
 
@@ -61,7 +62,7 @@ impl Access for AccessService {
         let secret = JoinToken::new_secret();
         let id = uuid::Uuid::now_v7().simple().to_string();
         let token = JoinToken {
-            endpoints: self.join_endpoints.clone(),
+            endpoints: self.directory.joining(),
             mesh: self.mesh,
             pin: self.pin,
             id: id.clone(),

@@ -54,6 +54,13 @@ pub struct Rpc {
     pub roles: &'static [Role],
 }
 
+impl Rpc {
+    /// Whether it is of gRPC itself: health and reflection, which a stand-by serves as well.
+    pub fn is_of_grpc(&self) -> bool {
+        self.service.starts_with("grpc.")
+    }
+}
+
 use Role::{Admin, Node, Operator, Submitter, Viewer};
 use Shape::{Both, ClientStream, ServerStream, Unary};
 

@@ -27,7 +27,12 @@ impl NodeReads for Needed {
 }
 
 async fn rig(dir: &TempDir, caller: Identity, needed: &[Digest]) -> (Rig, BlobsClient<Channel>) {
-    let store = BlobStore::open(Options { dir: dir.path().to_owned(), max_bytes: 100 << 20 }).unwrap();
+    let store = BlobStore::open(Options {
+        dir: dir.path().to_owned(),
+        uploads: "tmp".to_owned(),
+        max_bytes: 100 << 20,
+    })
+    .unwrap();
     let reads = Arc::new(Needed(needed.iter().copied().collect()));
     let service = BlobsServer::new(BlobsService::new(store, reads, IDLE));
     let rig = Rig::new(Routes::new(service), Port::Mesh, Some(caller)).await;

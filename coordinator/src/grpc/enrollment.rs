@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     commit::Core,
+    directory::Directory,
     store::{
         Store, StoreError,
         access::{Admission, Joining},
@@ -33,8 +34,7 @@ pub struct EnrollmentService {
     pub mesh: MeshId,
     pub identities: Arc<Identities>,
     pub lifetime: std::time::Duration,
-    /// host:port of the mTLS port.
-    pub endpoints: Vec<String>,
+    pub directory: Directory,
     pub joins: RateLimiter<IpAddr>,
 }
 
@@ -115,7 +115,7 @@ impl Enrollment for EnrollmentService {
             name,
             ca_der: self.ca.cert_der().to_vec(),
             certificate_der: certificate,
-            endpoints: self.endpoints.clone(),
+            endpoints: self.directory.members(),
         }))
     }
 }

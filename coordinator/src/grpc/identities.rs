@@ -17,7 +17,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use mesh_certs::{Closer, Identity, PeerInfo};
 use mesh_proto::code::Code;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// So often expired certificates are looked for; revocations act at once.
@@ -92,11 +92,6 @@ impl IdentityGuard {
     pub async fn ended(&self) -> Ended {
         self.0.token.cancelled().await;
         self.reason()
-    }
-
-    /// The same, as a future that can be kept.
-    pub fn token(&self) -> WaitForCancellationFutureOwned {
-        self.0.token.clone().cancelled_owned()
     }
 
     fn reason(&self) -> Ended {

@@ -17,13 +17,14 @@ use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use mesh_certs::PeerInfo;
 use mesh_proto::code::Code;
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{
     auth::{self, Caller, Port, Rpc, Shape, UserRoles},
+    gate::Gate,
     identities::{Identities, IdentityGuard},
 };
 use crate::metrics::Metrics;
@@ -33,6 +34,7 @@ pub struct Edge {
     pub port: Port,
     pub identities: Arc<Identities>,
     pub users: Arc<dyn UserRoles>,
+    pub gate: Arc<dyn Gate>,
     pub metrics: Arc<Metrics>,
     /// The longest that a call without a stream from the client may take to its answer.
     pub deadline: Duration,
@@ -86,23 +88,24 @@ where
         let span = info_span!("rpc", method = rpc.map_or("unknown", |rpc| rpc.method), peer = field::Empty);
         let admitted = edge.admit(&mut request, rpc, &span);
         let answer = async move {
-            let (rpc, guard) = match admitted {
+            let (rpc, hold) = match admitted {
                 Ok(admitted) => admitted,
                 Err(status) => {
                     tracing::info!(code = %Code::of(&status), reason = status.message(), "refused");
                     return Ok(tally.refuse(&status));
                 }
             };
-            // A stream is watched on both ways, so that neither side's half outlives the identity.
-            let guard = guard.filter(|_| rpc.shape != Shape::Unary);
+            // A stream is watched on both ways, so that neither side's half outlives the identity
+            // or the coordinator's lead.
+            let hold = (rpc.shape != Shape::Unary).then_some(hold);
             if matches!(rpc.shape, Shape::ClientStream | Shape::Both)
-                && let Some(guard) = &guard
+                && let Some(hold) = &hold
             {
-                request = request.map(|body| Body::new(Watched::new(body, Some(guard.clone()), None)));
+                request = request.map(|body| Body::new(Watched::new(body, Some(hold.clone()), None)));
             }
             let ended = async {
-                match &guard {
-                    Some(guard) => guard.ended().await.status(),
+                match &hold {
+                    Some(hold) => hold.ended().await,
                     None => std::future::pending().await,
                 }
             };
@@ -119,7 +122,7 @@ where
                 status = ended => return Ok(tally.refuse(&status)),
                 status = late => return Ok(tally.refuse(&status)),
             };
-            Ok(tally.follow(response, guard))
+            Ok(tally.follow(response, hold))
         };
         Box::pin(answer.instrument(span))
     }
@@ -131,7 +134,7 @@ impl Edge {
         request: &mut Request<Body>,
         rpc: Option<&'static Rpc>,
         span: &Span,
-    ) -> Result<(&'static Rpc, Option<IdentityGuard>), Status> {
+    ) -> Result<(&'static Rpc, Hold), Status> {
         let info = request.extensions().get::<PeerInfo>().cloned();
         let peer = info.as_ref().and_then(|info| info.peer.clone());
         match (&peer, &info) {
@@ -141,8 +144,9 @@ impl Edge {
         };
         let rpc = rpc.filter(|rpc| rpc.port == self.port);
         let rpc = rpc.ok_or_else(|| Status::unimplemented("no such call is served on this port"))?;
+        let hold = |guard, reign| Hold { guard, reign, gate: Arc::clone(&self.gate), port: self.port };
         if rpc.port == Port::Join {
-            return Ok((rpc, None));
+            return Ok((rpc, hold(None, self.gate.admit(rpc)?)));
         }
         let (Some(info), Some(peer)) = (info, peer) else {
             return Err(Code::Unauthenticated.status("no certificate of this mesh"));
@@ -157,8 +161,41 @@ impl Edge {
                 let Rpc { service, method, .. } = rpc;
                 Code::Denied.status(format!("{} may not call {service}/{method}", peer.identity))
             })?;
+        let reign = self.gate.admit(rpc)?;
         request.extensions_mut().insert(Caller { peer, role, addr: info.addr });
-        Ok((rpc, Some(guard)))
+        Ok((rpc, hold(Some(guard), reign)))
+    }
+}
+
+/// What a stream stands on: its caller's identity (none on the join port) and this coordinator's
+/// lead. It ends with either.
+#[derive(Clone)]
+struct Hold {
+    guard: Option<IdentityGuard>,
+    reign: CancellationToken,
+    gate: Arc<dyn Gate>,
+    port: Port,
+}
+
+impl Hold {
+    fn has_ended(&self) -> Option<Status> {
+        let ended =
+            self.guard.as_ref().and_then(IdentityGuard::has_ended).map(super::identities::Ended::status);
+        ended.or_else(|| self.reign.is_cancelled().then(|| self.gate.ended(self.port)))
+    }
+
+    async fn ended(&self) -> Status {
+        let identity = async {
+            match &self.guard {
+                Some(guard) => guard.ended().await.status(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            status = identity => status,
+            () = self.reign.cancelled() => self.gate.ended(self.port),
+        }
     }
 }
 
@@ -188,12 +225,12 @@ impl Tally {
     }
 
     /// Watches the response to its end, where its code is, or takes it from the head.
-    fn follow(mut self, response: Response<Body>, guard: Option<IdentityGuard>) -> Response<Body> {
+    fn follow(mut self, response: Response<Body>, hold: Option<Hold>) -> Response<Body> {
         if let Some(code) = code_in(response.headers()) {
             self.end(code);
             return response;
         }
-        response.map(|body| Body::new(Watched::new(body, guard, Some(self))))
+        response.map(|body| Body::new(Watched::new(body, hold, Some(self))))
     }
 }
 
@@ -207,11 +244,11 @@ fn code_in(headers: &HeaderMap) -> Option<tonic::Code> {
     Some(tonic::Code::from_bytes(headers.get("grpc-status")?.as_bytes()))
 }
 
-/// A body that ends with an identity: a response's by a status in its trailers, a request's by
-/// an error for whoever reads it.
+/// A body that ends with what it stands on: a response's by a status in its trailers, a request's
+/// by an error for whoever reads it.
 struct Watched {
     inner: Body,
-    guard: Option<(IdentityGuard, Pin<Box<WaitForCancellationFutureOwned>>)>,
+    hold: Option<(Hold, Pin<Box<dyn Future<Output = Status> + Send>>)>,
     /// Of a response.
     tally: Option<Tally>,
     span: Span,
@@ -219,17 +256,26 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(inner: Body, guard: Option<IdentityGuard>, tally: Option<Tally>) -> Self {
-        let guard = guard.map(|guard| {
-            let token = Box::pin(guard.token());
-            (guard, token)
+    fn new(inner: Body, hold: Option<Hold>, tally: Option<Tally>) -> Self {
+        let hold = hold.map(|hold| {
+            let waiting = hold.clone();
+            let ended: Pin<Box<dyn Future<Output = Status> + Send>> =
+                Box::pin(async move { waiting.ended().await });
+            (hold, ended)
         });
-        Self { inner, guard, tally, span: Span::current(), done: false }
+        Self { inner, hold, tally, span: Span::current(), done: false }
     }
 
     fn ended(&mut self, cx: &mut Context<'_>) -> Option<Status> {
-        let (guard, token) = self.guard.as_mut()?;
-        token.as_mut().poll(cx).is_ready().then(|| guard.has_ended())?.map(super::identities::Ended::status)
+        let (hold, ended) = self.hold.as_mut()?;
+        // Polled once more after its end, the future would panic.
+        if let Some(status) = hold.has_ended() {
+            return Some(status);
+        }
+        match ended.as_mut().poll(cx) {
+            Poll::Ready(status) => Some(status),
+            Poll::Pending => None,
+        }
     }
 
     fn end_with(&mut self, status: Status) -> Result<Frame<Bytes>, Status> {

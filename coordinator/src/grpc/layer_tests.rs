@@ -1,6 +1,7 @@
 //! The layer, as clients on a real connection meet it.
 
 use futures_util::stream;
+use mesh_proto::code::LEADER_HEADER;
 use mesh_proto::v1::{
     GetJobRequest, HeartbeatRequest, JoinRequest, enrollment_client::EnrollmentClient,
     jobs_client::JobsClient, node_client::NodeClient,
@@ -120,6 +121,24 @@ async fn a_shutdown_tells_open_streams_to_come_back_later() {
     assert!(watch.message().await.unwrap().is_some());
     rig.shutdown.cancel();
     assert_eq!(Code::of(&watch.message().await.unwrap_err()), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_deposed_coordinator_ends_its_streams_and_sends_callers_to_the_leader() {
+    let rig = Rig::new(standard_routes(), Port::Mesh, Some(user())).await;
+    let mut health = HealthClient::new(rig.channel.clone());
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    rig.gate.0.cancel();
+    for status in [watch.message().await.unwrap_err(), get_job(&rig.channel).await] {
+        assert_eq!(Code::of(&status), Code::Unavailable, "{status}");
+        assert_eq!(status.metadata().get(LEADER_HEADER).unwrap(), "mesh.example:7443");
+    }
+    health.check(HealthCheckRequest::default()).await.expect("a stand-by is alive");
+
+    let door = Rig::new(standard_routes(), Port::Join, None).await;
+    door.gate.0.cancel();
+    assert_eq!(join(&door.channel).await.metadata().get(LEADER_HEADER).unwrap(), "mesh.example:7444");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ pub mod auth;
 pub mod blobs;
 pub mod convert;
 pub mod enrollment;
+pub mod gate;
 pub mod identities;
 pub mod jobs;
 pub mod layer;

@@ -28,6 +28,7 @@ use self::{output::OutputTaker, results::ResultTaker};
 use super::{auth::Caller, convert, identities::Identities, pages::Pages};
 use crate::{
     commit::{Core, CoreError},
+    directory::Directory,
     engine::{effect::Reply, event::Event},
     metrics::Metrics,
     output::OutputStore,
@@ -51,8 +52,7 @@ pub struct NodeService {
     pub ca: Arc<mesh_certs::Ca>,
     pub timings: crate::config::Timings,
     pub output_window: u32,
-    /// host:port of the mTLS port, for renewed agents.
-    pub endpoints: Vec<String>,
+    pub directory: Directory,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -100,6 +100,7 @@ impl Node for NodeService {
             verdicts: answers,
             node_id: node.to_string(),
             output_window_bytes: self.output_window,
+            endpoints: self.directory.members(),
         }))
     }
 
@@ -110,6 +111,8 @@ impl Node for NodeService {
         let node = Caller::of(&request)?.node()?;
         let request = request.into_inner();
         let live = self.sessions.check(node, &request.session_id)?;
+        // Agents build on what a heartbeat is answered with: it must be the leader's word.
+        self.core.readable()?;
         let now = boot_us();
         // The round trip: since the echoed token was given, less what the agent held it.
         let rtt_us = (request.echo_token > 0)
@@ -120,7 +123,11 @@ impl Node for NodeService {
         }
         let (session, load_permille) = (live.session, request.load_permille);
         self.core.tell(Event::Heartbeat { node, session, load_permille, rtt_us }).await?;
-        Ok(Response::new(HeartbeatResponse { token: now, leader: Some(self.core.standing().point()) }))
+        Ok(Response::new(HeartbeatResponse {
+            token: now,
+            leader: Some(self.core.standing().point()),
+            endpoints: self.directory.members(),
+        }))
     }
 
     async fn assign_task(
@@ -172,7 +179,12 @@ impl Node for NodeService {
         let node = Caller::of(&request)?.node()?;
         let stream = request.into_inner();
         let (send, receive) = mpsc::channel(STREAM);
-        let taker = OutputTaker { node, output: self.output.clone(), store: self.store.clone() };
+        let taker = OutputTaker {
+            node,
+            output: self.output.clone(),
+            store: self.store.clone(),
+            core: self.core.clone(),
+        };
         let sessions = self.sessions.clone();
         spawn("output", async move {
             if let Err(status) = taker.run(&sessions, stream, send.clone()).await {
@@ -212,7 +224,7 @@ impl Node for NodeService {
         Ok(Response::new(RenewCertificateResponse {
             certificate_der: issued.der.to_vec(),
             ca_der: self.ca.cert_der().to_vec(),
-            endpoints: self.endpoints.clone(),
+            endpoints: self.directory.members(),
         }))
     }
 }

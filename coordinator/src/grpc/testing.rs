@@ -18,16 +18,19 @@ use tokio::{
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{
+    Status,
     service::Routes,
     transport::{Channel, Endpoint, Server, server::Connected},
 };
 
 use super::{
-    auth::{EveryUserIsAdmin, Port},
+    auth::{EveryUserIsAdmin, Port, Rpc},
+    gate::Gate,
     identities::Identities,
     layer::{Edge, EdgeLayer},
 };
 use crate::{
+    commit::standby_status,
     metrics::Metrics,
     spawn::{AbortOnDrop, spawn_owned},
 };
@@ -40,10 +43,31 @@ pub(crate) fn node() -> Identity {
     Identity::Node(NodeId::generate())
 }
 
+/// Open until its token is cancelled; then the coordinator is a stand-by.
+#[derive(Default)]
+pub(crate) struct TestGate(pub CancellationToken);
+
+impl Gate for TestGate {
+    fn admit(&self, rpc: &Rpc) -> Result<CancellationToken, Status> {
+        if self.0.is_cancelled() && !rpc.is_of_grpc() {
+            return Err(self.ended(rpc.port));
+        }
+        Ok(self.0.clone())
+    }
+
+    fn ended(&self, port: Port) -> Status {
+        standby_status(&[match port {
+            Port::Mesh => "mesh.example:7443".to_owned(),
+            Port::Join => "mesh.example:7444".to_owned(),
+        }])
+    }
+}
+
 pub(crate) struct Rig {
     pub channel: Channel,
     pub identities: Arc<Identities>,
     pub metrics: Arc<Metrics>,
+    pub gate: Arc<TestGate>,
     pub shutdown: CancellationToken,
     _server: AbortOnDrop<()>,
 }
@@ -56,10 +80,12 @@ impl Rig {
         let shutdown = CancellationToken::new();
         let identities = Identities::new(shutdown.clone());
         let metrics = Arc::new(Metrics::new("test").unwrap());
+        let gate = Arc::new(TestGate::default());
         let edge = Edge {
             port,
             identities: Arc::clone(&identities),
             users: Arc::new(EveryUserIsAdmin),
+            gate: gate.clone(),
             metrics: Arc::clone(&metrics),
             deadline: Duration::from_millis(200),
         };
@@ -78,7 +104,7 @@ impl Rig {
             server.serve_with_incoming(incoming).await.unwrap();
         });
         let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
-        Self { channel, identities, metrics, shutdown, _server: server }
+        Self { channel, identities, metrics, gate, shutdown, _server: server }
     }
 
     /// Waits until the metrics have this line.

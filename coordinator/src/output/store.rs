@@ -6,7 +6,10 @@ use std::{
     hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -57,6 +60,8 @@ pub struct OutputStore {
 
 struct Inner {
     options: Options,
+    /// Raised when the files may have been written by somebody else.
+    turn: Arc<AtomicU64>,
     waiting: Arc<Semaphore>,
     writers: Vec<Share>,
 }
@@ -68,11 +73,13 @@ struct Share {
 
 impl OutputStore {
     /// Opens the store, making it where there is none, and starts its writers, which end when
-    /// the last handle is dropped. One process only may have a directory open.
+    /// the last handle is dropped. One process only may
+    /// write to a directory at a time.
     pub fn open(options: Options) -> io::Result<Self> {
         fs::create_dir_all(&options.dir)?;
         File::open(&options.dir)?.sync_all()?;
         let mut writers = Vec::new();
+        let turn = Arc::new(AtomicU64::new(0));
         for _ in 0..WRITERS {
             let (sender, requests) = mpsc::channel(QUEUE);
             let lengths = Arc::new(Lengths::default());
@@ -84,12 +91,14 @@ impl OutputStore {
                 files: HashMap::new(),
                 remembered: BTreeSet::new(),
                 batches: 0,
+                turn: Arc::clone(&turn),
+                own_turn: 0,
             };
             spawn::thread("output writer", move || writer.run())?;
             writers.push(Share { requests: sender, lengths });
         }
         let waiting = Arc::new(Semaphore::new(options.waiting_bytes.max(MAX_CHUNK)));
-        Ok(Self { inner: Arc::new(Inner { options, waiting, writers }) })
+        Ok(Self { inner: Arc::new(Inner { options, turn, waiting, writers }) })
     }
 
     /// Appends a piece of an attempt's spool that begins at `position`. Returns once the piece
@@ -148,6 +157,15 @@ impl OutputStore {
         }
     }
 
+    /// Another coordinator writes to the directory from now on: what is known of its files and
+    /// lengths is dropped before anything else is done. Readers of attempts end.
+    pub fn let_go(&self) {
+        self.inner.turn.fetch_add(1, Ordering::Release);
+        for writer in &self.inner.writers {
+            writer.lengths.forget_all();
+        }
+    }
+
     fn share(&self, attempt: AttemptKey) -> &Share {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(attempt);
         &self.inner.writers[hash as usize % WRITERS]
@@ -179,6 +197,11 @@ impl Lengths {
         let mut lengths = self.lock();
         let sender = lengths.entry(attempt).or_insert_with(|| watch::Sender::new(durable));
         sender.send_if_modified(|length| raise(length, durable));
+    }
+
+    /// Every reader sees that its sender is gone.
+    pub(super) fn forget_all(&self) {
+        self.lock().clear();
     }
 
     /// Readers of the job's attempts see that their sender is gone.

@@ -6,7 +6,10 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -57,6 +60,9 @@ pub(super) struct Writer {
     pub files: HashMap<AttemptKey, Open>,
     pub remembered: BTreeSet<AttemptKey>,
     pub batches: u64,
+    /// Of the store, and as it was at the last batch.
+    pub turn: Arc<AtomicU64>,
+    pub own_turn: u64,
 }
 
 pub(super) struct Open {
@@ -80,6 +86,12 @@ impl Writer {
         let mut requests = Vec::with_capacity(BATCH);
         while self.requests.blocking_recv_many(&mut requests, BATCH) > 0 {
             self.batches += 1;
+            let turn = self.turn.load(Ordering::Acquire);
+            if std::mem::replace(&mut self.own_turn, turn) != turn {
+                self.files.clear();
+                self.remembered.clear();
+                self.lengths.forget_all();
+            }
             let mut batch = Batch::default();
             for request in requests.drain(..) {
                 self.take(request, &mut batch);

@@ -21,6 +21,7 @@ use crate::{
     blobs::BlobStore,
     commit::Core,
     config::{Config, Limits},
+    directory::Directory,
     engine::Totals,
     grpc::{
         access::AccessService,
@@ -68,8 +69,7 @@ pub(super) struct Rooms {
     pub mesh: MeshId,
     pub id: CoordinatorId,
     pub totals: watch::Receiver<Totals>,
-    pub grpc_endpoints: Vec<String>,
-    pub join_endpoints: Vec<String>,
+    pub directory: Directory,
 }
 
 fn accept_limits(limits: &Limits) -> AcceptLimits {
@@ -115,6 +115,7 @@ pub(super) fn start_edges(
             port,
             identities: Arc::clone(&rooms.identities),
             users: Arc::new(EveryUserIsAdmin),
+            gate: Arc::new(rooms.core.clone()),
             metrics: Arc::clone(&rooms.metrics),
             deadline: DEADLINE,
         })
@@ -145,7 +146,7 @@ pub(super) fn start_edges(
         mesh: rooms.mesh,
         identities: Arc::clone(&rooms.identities),
         lifetime: config.timings.certificate_lifetime,
-        endpoints: rooms.grpc_endpoints.clone(),
+        directory: rooms.directory.clone(),
         joins: RateLimiter::new(rate(limits.joins_per_second)),
     };
     let join_router = server(limits)
@@ -163,7 +164,7 @@ pub(super) fn start_edges(
         ca: Arc::clone(&rooms.ca),
         timings: config.timings.clone(),
         output_window: u32::try_from(limits.output_window).unwrap_or(u32::MAX),
-        endpoints: rooms.grpc_endpoints.clone(),
+        directory: rooms.directory.clone(),
     };
     let jobs = JobsService {
         core: rooms.core.clone(),
@@ -194,12 +195,12 @@ pub(super) fn start_edges(
         store: rooms.store.clone(),
         mesh: rooms.mesh,
         pin: rooms.ca.pin(),
-        join_endpoints: rooms.join_endpoints.clone(),
+        directory: rooms.directory.clone(),
         default_ttl: config.timings.token_ttl,
     };
     let reads = Arc::new(rooms.sessions.clone());
     let blobs = BlobsService::new(rooms.blobs.clone(), reads, UPLOAD_IDLE);
-    let (_reporter, health) = standard::health();
+    let (reporter, health) = standard::health();
     let (reflection, reflection_alpha) =
         standard::reflection().map_err(|_| ServeError::Setup("gRPC reflection"))?;
     let mesh_router = server(limits)
@@ -226,5 +227,6 @@ pub(super) fn start_edges(
             error!(error = &error as &dyn std::error::Error, "the join port failed");
         }
     });
-    Ok(vec![mesh_edge, join_edge])
+    let health_edge = spawn_owned("health", standard::follow(reporter, rooms.core.phases(), stop.clone()));
+    Ok(vec![mesh_edge, join_edge, health_edge])
 }

@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr};
 
 use mesh_certs::CertError;
 
+use super::shared::SharedError;
 use crate::{
     blobs::BlobError, config::ConfigError, credentials::CredentialError, http::HttpError,
     postgres::PostgresError, store::StoreError,
@@ -36,9 +37,11 @@ pub enum ServeError {
     Broken,
     #[error("cannot set up {0}")]
     Setup(&'static str),
+    #[error(transparent)]
+    Shared(#[from] SharedError),
     #[error(
-        "another coordinator leads this mesh and is alive; a stand-by comes with a later version, \
-         so stop the other one first"
+        "another coordinator leads this mesh and is alive. For this one to stand by, give both the same \
+         --mesh-secret-file and --store-dir; or stop the other one first"
     )]
     Led,
     #[error("cannot wait for signals")]

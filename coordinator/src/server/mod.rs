@@ -3,6 +3,9 @@
 mod database;
 mod edges;
 mod error;
+mod follow;
+mod schema;
+mod shared;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -20,7 +23,7 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub use self::error::ServeError;
 use self::{
@@ -32,6 +35,7 @@ use crate::{
     commit::{self, CommitLoop, Phase},
     config::{Advertise, Config, DataDir},
     credentials,
+    directory::Directory,
     engine::{Totals, types::Settings},
     grpc::identities::Identities,
     http::{HttpServer, Options as HttpOptions, Readiness, Watched},
@@ -40,15 +44,13 @@ use crate::{
     postgres, reload,
     session::{Hub, Plans, Sessions, Voice},
     spawn::{spawn, spawn_owned},
-    store::{Store, StoreError},
+    store::{Store, StoreError, coordinators::Addresses},
 };
 
 /// Connections of readers to the database.
 const POOL: u32 = 12;
 /// A commit that takes longer is given up, and callers are refused until the database answers.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(10);
-/// How often the coordinator's own certificate is replaced.
-const CERTIFICATE_TURN: Duration = Duration::from_hours(24);
 /// How long open calls may take to end at a shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -105,10 +107,12 @@ async fn serve_on(
     if config.database_url.is_some() {
         postgres::check_given(store.pool()).await?;
     }
-    store.migrate().await?;
-    let mesh = store.mesh_id().await?;
     let id = credentials::coordinator_id(data_dir.path())?;
-    let ca = Arc::new(Ca::load_or_create(&credentials::pki_dir(data_dir.path())?, mesh)?);
+    schema::prepare(&store, id, config.timings.leader_takeover).await?;
+    let mesh = store.mesh_id().await?;
+    let ca = Arc::new(shared::authority(config, &store, mesh, data_dir.path()).await?);
+    let store_dir = shared::store_dir(config, &store, mesh, data_dir.path()).await?;
+    let alone = config.mesh_secret_file.is_none();
     let metrics =
         Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")).map_err(|_| ServeError::Setup("the metrics"))?);
     let edge_stop = CancellationToken::new();
@@ -116,31 +120,38 @@ async fn serve_on(
     let (sessions, hub) = (Sessions::default(), Hub::default());
     let (totals_send, totals) = watch::channel(Totals::default());
     let blobs = BlobStore::open(crate::blobs::Options {
-        dir: data_dir.path().join("blobs"),
+        dir: store_dir.join("blobs"),
+        uploads: if alone { "tmp".to_owned() } else { format!("tmp-{id}") },
         max_bytes: config.limits.max_blob,
     })?;
     let plans = Plans::new(store.clone(), blobs.clone());
+    let output = OutputStore::open(crate::output::Options {
+        dir: store_dir.join("output"),
+        max_output: config.limits.max_output,
+        open_files: 256,
+        waiting_bytes: 64 * 1024 * 1024,
+    })
+    .map_err(ServeError::Output)?;
     let voice = Voice {
         sessions: sessions.clone(),
         hub: hub.clone(),
         metrics: Arc::clone(&metrics),
         totals: totals_send,
         plans: plans.clone(),
+        output: output.clone(),
     };
-    let (commit_loop, core) =
-        CommitLoop::new(store.clone(), commit_options(config, id), voice, Arc::clone(&metrics));
-    let output = OutputStore::open(crate::output::Options {
-        dir: data_dir.path().join("output"),
-        max_output: config.limits.max_output,
-        open_files: 256,
-        waiting_bytes: 64 * 1024 * 1024,
-    })
-    .map_err(ServeError::Output)?;
     let grpc_endpoints = endpoints(&config.advertise, ports.grpc_addr.port());
     // A port that is advertised is the members' port; who joins goes to the other one.
     let hosts_alone: Vec<Advertise> =
         config.advertise.iter().map(|one| Advertise { host: one.host.clone(), port: None }).collect();
     let join_endpoints = endpoints(&hosts_alone, ports.join_addr.port());
+    let addresses = Addresses { members: grpc_endpoints, joining: join_endpoints };
+    let directory = Directory::new(addresses.clone());
+    if !alone {
+        directory.learn(store.addresses().await?, &addresses);
+    }
+    let options = commit_options(config, id, addresses.clone());
+    let (commit_loop, core) = CommitLoop::new(store.clone(), options, voice, Arc::clone(&metrics));
     let rooms = Rooms {
         core: core.clone(),
         store: store.clone(),
@@ -155,21 +166,30 @@ async fn serve_on(
         mesh,
         id,
         totals,
-        grpc_endpoints: grpc_endpoints.clone(),
-        join_endpoints,
+        directory: directory.clone(),
     };
     let hosts: Vec<String> = config.advertise.iter().map(|advertise| advertise.host.clone()).collect();
     let cert = ServerCert::new(&credentials::server_certificate(&ca, id, &hosts)?, &ca.cert_der())?;
-    let (credential, admin) = credentials::keep_admin_credential(&ca, data_dir.path(), &grpc_endpoints)?;
+    let (credential, admin) = credentials::keep_admin_credential(&ca, data_dir.path(), &directory.members())?;
     credentials::install_default(&admin);
 
     let (readiness, ready) = watch::channel(Readiness::Starting);
     let http_addr = dialable(ports.http.addr());
     let watched = Watched { metrics, readiness: ready };
     let _http = spawn_owned("http", ports.http.serve(watched, core_stop.clone()));
-    let _turn = spawn_owned("certificate", turn_certificate(Arc::clone(&cert), Arc::clone(&ca), id, hosts));
+    let _turn =
+        spawn_owned("certificate", follow::turn_certificate(Arc::clone(&cert), Arc::clone(&ca), id, hosts));
     let _sweep = spawn_owned("identities", Arc::clone(&rooms.identities).run());
-    let _ready = spawn_owned("readiness", show_readiness(core.phases(), readiness, store));
+    let _ready = spawn_owned("readiness", follow::readiness(core.phases(), readiness, store.clone()));
+    let known = follow::Known {
+        store,
+        id,
+        own: addresses,
+        directory,
+        ca: Arc::clone(&ca),
+        data_dir: data_dir.path().to_owned(),
+    };
+    let _directory = (!alone).then(|| spawn_owned("directory", follow::directory(known, core.phases())));
     let hangups = signal(SignalKind::hangup()).map_err(ServeError::Signal)?;
     let _reload = spawn_owned("reload", reload::follow(hangups, config.file.clone(), core.clone()));
     let mut leading = spawn("commit loop", commit_loop.run(core_stop.clone()));
@@ -178,19 +198,20 @@ async fn serve_on(
     tokio::select! {
         biased;
         ended = &mut leading => return Err(ended_early(ended)),
-        _ = phases.wait_for(|phase| *phase == Phase::Leading) => {}
+        _ = phases.wait_for(|phase| matches!(phase, Phase::Leading | Phase::Standby)) => {}
         // The lead or the database may be long in coming.
         () = &mut stopping => {
             core_stop.cancel();
             return leading.await.map_or_else(|error| Err(ended_early(Err(error))), |ended| Ok(ended?));
         }
     }
+    let role = if *phases.borrow() == Phase::Standby { "standby" } else { "leader" };
     let edges = start_edges(config, &rooms, ports.grpc, ports.join, cert, &edge_stop)?;
     println!(
         "{}",
         json!({
             "ready": true,
-            "role": "leader",
+            "role": role,
             "mesh": mesh.to_string(),
             "grpc": dialable(ports.grpc_addr).to_string(),
             "join": dialable(ports.join_addr).to_string(),
@@ -228,10 +249,12 @@ fn ended_early(ended: Result<Result<(), StoreError>, tokio::task::JoinError>) ->
     }
 }
 
-fn commit_options(config: &Config, id: CoordinatorId) -> commit::Options {
+fn commit_options(config: &Config, id: CoordinatorId, addresses: Addresses) -> commit::Options {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     commit::Options {
         id,
+        addresses,
+        alone: config.mesh_secret_file.is_none(),
         settings: Settings {
             suspect_after_ms: millis(config.timings.suspect_after),
             offline_after_ms: millis(config.timings.offline_after),
@@ -261,46 +284,6 @@ fn dialable(addr: SocketAddr) -> SocketAddr {
         IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, addr.port()).into(),
         IpAddr::V6(ip) if ip.is_unspecified() => (std::net::Ipv6Addr::LOCALHOST, addr.port()).into(),
         IpAddr::V4(_) | IpAddr::V6(_) => addr,
-    }
-}
-
-/// Replaces the coordinator's own certificate daily.
-async fn turn_certificate(cert: Arc<ServerCert>, ca: Arc<Ca>, id: CoordinatorId, hosts: Vec<String>) {
-    loop {
-        tokio::time::sleep(CERTIFICATE_TURN).await;
-        let turned = credentials::server_certificate(&ca, id, &hosts)
-            .and_then(|fresh| Ok(cert.replace(&fresh, &ca.cert_der())?));
-        if let Err(error) = turned {
-            error!(error = &error as &dyn std::error::Error, "cannot replace the coordinator's certificate");
-        }
-    }
-}
-
-/// Says on `/readyz` whether the mesh is served.
-async fn show_readiness(
-    mut phases: watch::Receiver<Phase>,
-    readiness: watch::Sender<Readiness>,
-    store: Store,
-) {
-    loop {
-        let phase = *phases.borrow_and_update();
-        readiness.send_replace(match phase {
-            Phase::Leading => Readiness::Ready,
-            Phase::Recovering if store.answers().await => Readiness::Starting,
-            Phase::Recovering => Readiness::NoDatabase,
-            Phase::Ended => Readiness::Stopping,
-        });
-        let changed = async {
-            if phase == Phase::Recovering {
-                let _ = tokio::time::timeout(Duration::from_secs(1), phases.changed()).await;
-                Ok(())
-            } else {
-                phases.changed().await
-            }
-        };
-        if changed.await.is_err() {
-            return;
-        }
     }
 }
 

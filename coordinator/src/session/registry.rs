@@ -96,6 +96,15 @@ impl Sessions {
         }
     }
 
+    /// Ends every session: another coordinator leads.
+    pub fn end_all(&self) {
+        let mut state = self.lock();
+        for entry in std::mem::take(&mut state.nodes).into_values() {
+            entry.live.over.cancel();
+        }
+        state.progress.clear();
+    }
+
     /// The node's session, if it is still this one and goes on.
     pub fn check(&self, node: NodeId, session: &str) -> Result<Live, Status> {
         let session: SessionId = session.parse().map_err(|_| stale())?;

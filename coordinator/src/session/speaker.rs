@@ -26,6 +26,7 @@ use crate::{
         types::{NodeState, TASK_STATES},
     },
     metrics::{Decision, Metrics},
+    output::OutputStore,
     store::Store,
 };
 
@@ -45,6 +46,8 @@ pub struct Voice {
     /// The mesh at a glance, for the status.
     pub totals: watch::Sender<Totals>,
     pub plans: Plans,
+    /// Files that another leader goes on writing.
+    pub output: OutputStore,
 }
 
 impl Outside for Voice {
@@ -97,6 +100,13 @@ impl Outside for Voice {
                 }
             }
         }
+    }
+
+    fn step_down(&mut self) {
+        self.sessions.end_all();
+        self.hub.look_again();
+        self.output.let_go();
+        self.totals.send_replace(Totals::default());
     }
 
     fn register_again(&mut self) {

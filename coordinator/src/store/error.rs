@@ -26,6 +26,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether a lock was not to be had within `lock_timeout`.
+    #[must_use]
+    pub fn is_lock_timeout(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("55P03")
+    }
+
     /// Whether the client's data was refused and surely not written.
     #[must_use]
     pub fn is_poison(&self) -> bool {

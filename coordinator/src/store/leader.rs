@@ -1,4 +1,4 @@
-//! The leader's row: who may write. See `leader/` for what is built on it.
+//! The leader's row: who may write. `commit/` opens with what is built on it.
 
 use chrono::{DateTime, Utc};
 use mesh_proto::ids::{CoordinatorId, Incarnation};
@@ -72,6 +72,31 @@ pub async fn fence(connection: &mut PgConnection, epoch: i64) -> Result<i64, Sto
 pub async fn lay_down(connection: &mut PgConnection, epoch: i64) -> Result<(), StoreError> {
     sqlx::query!("UPDATE leader SET holder = NULL, seq = seq + 1 WHERE epoch = $1", epoch)
         .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Ends the connections of a leader that froze in the middle of a commit: its lock on the
+/// leader's row must not hold up its successor. Only for who has seen that it stands still.
+/// `idle_in_transaction_session_timeout` does the same where Postgres waits between two
+/// statements; this also reaches one that waits for the rest of a statement.
+pub async fn break_lock(connection: &mut PgConnection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(pg_terminate_backend(pid)) AS "count!" FROM (
+               SELECT DISTINCT pid FROM pg_locks
+               WHERE locktype = 'relation' AND relation = 'leader'::regclass AND granted
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                 AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+           ) AS holders"#
+    )
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Bounds how long this connection waits for a lock, in milliseconds; 0 for ever.
+pub async fn bound_waits(connection: &mut PgConnection, millis: u32) -> Result<(), StoreError> {
+    sqlx::query_scalar!("SELECT set_config('lock_timeout', $1, false)", millis.to_string())
+        .fetch_one(connection)
         .await?;
     Ok(())
 }

@@ -6,8 +6,10 @@
 
 pub mod access;
 pub mod attempts;
+mod authority;
 pub mod clock;
 pub mod commit;
+pub mod coordinators;
 pub mod decisions;
 mod error;
 pub mod jobs;
@@ -20,6 +22,7 @@ pub mod tasks;
 #[cfg(test)]
 mod tests;
 
+pub use authority::Authority;
 pub use clock::Clock;
 pub use error::StoreError;
 
@@ -75,6 +78,21 @@ impl Store {
     /// A connection of one's own, outside the pool: the commit room's.
     pub async fn connection(&self) -> Result<PgConnection, StoreError> {
         Ok(self.options.connect().await?)
+    }
+
+    /// Whether migrations of this program are missing in the database. A database that a newer
+    /// program migrated is not behind.
+    pub async fn is_behind(&self) -> Result<bool, StoreError> {
+        let made = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "made!""#)
+            .fetch_one(&self.pool)
+            .await?;
+        if !made {
+            return Ok(true);
+        }
+        let applied: Vec<i64> = sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(MIGRATIONS.iter().any(|migration| !applied.contains(&migration.version)))
     }
 
     /// Brings the schema up to date. Only the leader does.

@@ -53,6 +53,8 @@ impl Outside for Ear {
         let _ = self.0.send(Heard::Again);
     }
 
+    fn step_down(&mut self) {}
+
     fn totals(&mut self, _totals: Totals) {}
 }
 
@@ -85,7 +87,7 @@ impl Life {
                 Err(CoreError::Refused(refusal)) => return Ok(Reply::Refused(refusal)),
                 Err(CoreError::Recovering) if self.running.is_finished() => return Err(Died),
                 Err(CoreError::Recovering) => tokio::task::yield_now().await,
-                Err(CoreError::Ended | CoreError::Mismatch) => return Err(Died),
+                Err(CoreError::Ended | CoreError::Standby(_) | CoreError::Mismatch) => return Err(Died),
             }
         }
     }
@@ -227,7 +229,9 @@ impl Story {
         // What is lost while memory is read anew is said again with the next registration.
         match life.core.tell(event).await {
             Ok(()) | Err(CoreError::Recovering) => Ok(()),
-            Err(CoreError::Ended | CoreError::Refused(_) | CoreError::Mismatch) => Err(Died),
+            Err(CoreError::Ended | CoreError::Standby(_) | CoreError::Refused(_) | CoreError::Mismatch) => {
+                Err(Died)
+            }
         }
     }
 

@@ -5,6 +5,7 @@ mod order;
 mod poison;
 mod proxy;
 mod recovery;
+mod standby;
 mod standing;
 
 use std::{
@@ -28,7 +29,7 @@ use crate::{
     metrics::Metrics,
     postgres::testing::{TestDatabase, database},
     spawn::spawn,
-    store::{Store, StoreError},
+    store::{Store, StoreError, coordinators::Addresses},
     testing::{job, joined, new_job, registration, task},
 };
 
@@ -41,6 +42,7 @@ struct Heard {
     says: Arc<Mutex<Vec<Say>>>,
     accepted: Arc<Mutex<Vec<JobNumber>>>,
     again: watch::Sender<u32>,
+    deposed: watch::Sender<u32>,
     totals: watch::Sender<u32>,
 }
 
@@ -55,6 +57,10 @@ impl Outside for Heard {
 
     fn register_again(&mut self) {
         self.again.send_modify(|times| *times += 1);
+    }
+
+    fn step_down(&mut self) {
+        self.deposed.send_modify(|times| *times += 1);
     }
 
     fn totals(&mut self, _totals: Totals) {
@@ -80,6 +86,8 @@ struct Room {
 fn options() -> Options {
     Options {
         id: CoordinatorId::generate(),
+        addresses: Addresses { members: vec!["mesh.example:7443".to_owned()], joining: Vec::new() },
+        alone: true,
         settings: Settings::default(),
         takeover: Duration::from_secs(30),
         // So that no beat falls into a test that counts commits.

@@ -13,6 +13,7 @@ use tonic::{Status, Streaming};
 use tracing::warn;
 
 use crate::{
+    commit::Core,
     output::{Ack, OutputError, OutputStore},
     session::Sessions,
     spawn::spawn,
@@ -31,6 +32,7 @@ pub(super) struct OutputTaker {
     pub node: NodeId,
     pub output: OutputStore,
     pub store: Store,
+    pub core: Core,
 }
 
 /// An append whose place is settled; what it gives waits for the disk.
@@ -65,6 +67,8 @@ impl OutputTaker {
         let mut mine = LruCache::new(ATTEMPTS);
         let mut next = Some(first);
         while let Some(message) = next {
+            // Whoever leads by now writes to the same files.
+            self.core.leased().await;
             for chunk in message.chunks {
                 let Ok(attempt) = AttemptKey::try_from(chunk.attempt) else { continue };
                 let known = if let Some(known) = mine.get(&attempt) {

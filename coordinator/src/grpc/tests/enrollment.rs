@@ -26,7 +26,7 @@ impl Mesh {
             mesh: self.ca.mesh(),
             identities: Identities::new(CancellationToken::new()),
             lifetime: Duration::from_hours(1),
-            endpoints: vec!["mesh.example:7443".to_owned()],
+            directory: super::directory(),
             joins: RateLimiter::new(Rate { per_second: 0.001, burst, max_callers: 10 }),
         }
     }

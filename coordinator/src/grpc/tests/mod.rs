@@ -55,6 +55,7 @@ use crate::{
     blobs::BlobStore,
     commit::{CommitLoop, Core, Options, Phase},
     config::Timings,
+    directory::Directory,
     engine::{
         Totals,
         event::{AttemptEnd, Event, NodeRecord},
@@ -66,13 +67,20 @@ use crate::{
     session::{Hub, Plans, Sessions, Voice},
     spawn::{AbortOnDrop, spawn_owned},
     spec,
-    store::Store,
+    store::{Store, coordinators::Addresses},
     testing::{joined, registration},
 };
 
 /// The longest that a test waits for anything.
 const SOON: Duration = Duration::from_secs(20);
 const HEADER: &str = "test-caller";
+
+fn directory() -> Directory {
+    Directory::new(Addresses {
+        members: vec!["mesh.example:7443".to_owned()],
+        joining: vec!["mesh.example:7444".to_owned()],
+    })
+}
 
 type Client = InterceptedService<Channel, As>;
 
@@ -132,19 +140,32 @@ impl Mesh {
         let metrics = Arc::new(Metrics::new("test").unwrap());
         let (sessions, hub) = (Sessions::default(), Hub::default());
         let (totals_send, totals) = channel::channel(Totals::default());
-        let blobs =
-            BlobStore::open(crate::blobs::Options { dir: dir.path().join("blobs"), max_bytes: 1 << 30 })
-                .unwrap();
+        let blobs = BlobStore::open(crate::blobs::Options {
+            dir: dir.path().join("blobs"),
+            uploads: "tmp".to_owned(),
+            max_bytes: 1 << 30,
+        })
+        .unwrap();
         let plans = Plans::new(store.clone(), blobs.clone());
+        let output = OutputStore::open(crate::output::Options {
+            dir: dir.path().join("output"),
+            max_output: 64 << 20,
+            open_files: 32,
+            waiting_bytes: 4 << 20,
+        })
+        .unwrap();
         let voice = Voice {
             plans: plans.clone(),
             sessions: sessions.clone(),
             hub: hub.clone(),
             metrics: Arc::clone(&metrics),
             totals: totals_send,
+            output: output.clone(),
         };
         let options = Options {
             id: CoordinatorId::generate(),
+            addresses: Addresses::default(),
+            alone: true,
             settings: Settings::default(),
             takeover: Duration::from_secs(30),
             beat: Duration::from_secs(1),
@@ -158,13 +179,6 @@ impl Mesh {
             let stop = stop.clone();
             async move { commit_loop.run(stop).await.unwrap() }
         });
-        let output = OutputStore::open(crate::output::Options {
-            dir: dir.path().join("output"),
-            max_output: 64 << 20,
-            open_files: 32,
-            waiting_bytes: 4 << 20,
-        })
-        .unwrap();
         let ca = Arc::new(Ca::generate(MeshId::generate()).unwrap());
         let identities = Identities::new(stop.clone());
         let jobs_service = JobsService {
@@ -189,7 +203,7 @@ impl Mesh {
             ca: Arc::clone(&ca),
             timings: Timings::default(),
             output_window: 1 << 20,
-            endpoints: vec!["mesh.example:7443".to_owned()],
+            directory: directory(),
         };
         let nodes_service = NodesService {
             core: core.clone(),
@@ -205,7 +219,7 @@ impl Mesh {
             store: store.clone(),
             mesh: ca.mesh(),
             pin: ca.pin(),
-            join_endpoints: vec!["mesh.example:7444".to_owned()],
+            directory: directory(),
             default_ttl: Duration::from_mins(10),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
