@@ -20,6 +20,8 @@ use super::protocol::Bounds;
 const PERIOD: u64 = 100_000;
 /// Processes of a slot that are the jail's own: helper and keeper.
 const OWN: u64 = 2;
+/// The group for those who were in a group of version 2 that a jail divides.
+const BESIDE: &str = "mesh-agent";
 
 /// The groups of this jail, in which slots get theirs.
 pub struct Groups {
@@ -163,6 +165,8 @@ fn hierarchies(cgroup: &str, mountinfo: &str) -> Vec<Hierarchy> {
 /// agent's to divide; who is in it moves to a group beside, since none may be both.
 fn delegated(own: &Path, name: &str) -> io::Result<PathBuf> {
     const NEEDED: [&str; 3] = ["memory", "pids", "cpu"];
+    // A jail before this one divided the group above and moved us here.
+    let own = if own.ends_with(BESIDE) { own.parent().unwrap_or(own) } else { own };
     let there = fs::read_to_string(own.join("cgroup.controllers"))?;
     if !NEEDED.iter().all(|needed| there.split_ascii_whitespace().any(|name| name == *needed)) {
         return Err(io::ErrorKind::Unsupported.into());
@@ -170,19 +174,37 @@ fn delegated(own: &Path, name: &str) -> io::Result<PathBuf> {
     let dir = own.join(name);
     sweep(own);
     empty(&dir)?;
-    let beside = own.join("mesh-agent");
-    empty(&beside)?;
-    for process in fs::read_to_string(own.join("cgroup.procs"))?.lines() {
-        match fs::write(beside.join("cgroup.procs"), process) {
-            // It has gone meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            moved => moved?,
+    // Whoever is born between the reading and the dividing makes the group busy.
+    let mut tries = 10;
+    while let Err(error) = divide(own) {
+        tries -= 1;
+        if tries == 0 || error.raw_os_error() != Some(libc::EBUSY) {
+            return Err(error);
         }
     }
-    for divided in [own, &dir] {
-        fs::write(divided.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
-    }
+    enable(&dir)?;
     Ok(dir)
+}
+
+/// Gives the groups below this one their controllers.
+fn divide(own: &Path) -> io::Result<()> {
+    // The machine's own first group, which alone has no type, may be divided with processes in it.
+    if own.join("cgroup.type").exists() {
+        let beside = own.join(BESIDE);
+        empty(&beside)?;
+        for process in fs::read_to_string(own.join("cgroup.procs"))?.lines() {
+            match fs::write(beside.join("cgroup.procs"), process) {
+                // It has gone meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                moved => moved?,
+            }
+        }
+    }
+    enable(own)
+}
+
+fn enable(dir: &Path) -> io::Result<()> {
+    fs::write(dir.join("cgroup.subtree_control"), "+memory +pids +cpu")
 }
 
 /// A slot's control groups. Dropping it removes them, which works once nobody is in them.

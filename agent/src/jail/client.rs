@@ -17,12 +17,16 @@ use mesh_proto::ids::AttemptKey;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    process::Command,
     sync::{mpsc, oneshot},
 };
 
-use super::protocol::{
-    Answer, Call, Event, Hello, Message, Op, Probe, ProtocolError, SOCKET, StartRequest, Status, decode,
-    encode,
+use super::{
+    protocol::{
+        Answer, Call, Event, Hello, Message, Op, Probe, ProtocolError, SOCKET, StartRequest, Status, decode,
+        encode,
+    },
+    scope,
 };
 use crate::spawn::spawn;
 
@@ -107,6 +111,35 @@ struct Asked {
     answer: oneshot::Sender<Answer>,
 }
 
+/// Runs this command as the jail of `options`; it ends once a jail listens.
+async fn run_jail(
+    mut command: Command,
+    options: &Options,
+    variable: Option<(&str, PathBuf)>,
+) -> Result<(), ClientError> {
+    let output = command
+        .args([OsStr::new("jail"), OsStr::new("--detach"), OsStr::new("--dir"), options.dir.as_os_str()])
+        .arg("--orphan-timeout")
+        .arg(format!("{}s", options.orphan_timeout.as_secs()))
+        .args(options.testing.then_some("--testing"))
+        // It keeps its environment for as long as it lives; the daemon's may hold a join token.
+        .env_clear()
+        .envs(variable)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .output()
+        .await
+        .map_err(|source| ClientError::Start {
+            exe: PathBuf::from(command.as_std().get_program()),
+            source,
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(ClientError::NotStarted(text.trim().chars().take(1000).collect()))
+}
+
 /// A connection to a jail; clones share it.
 #[derive(Clone)]
 pub struct Client {
@@ -178,27 +211,30 @@ impl Client {
         }
     }
 
-    /// Runs `agent jail --detach`, which returns once the jail listens or another one does.
+    /// Runs `agent jail --detach`, which returns once the jail listens or another one does: in a
+    /// scope of its own where systemd gives one.
     async fn start_jail(options: &Options) -> Result<(), ClientError> {
         let exe = options.exe.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-        let output = tokio::process::Command::new(&exe)
-            .arg0("mesh-agent-jail")
-            .args([OsStr::new("jail"), OsStr::new("--detach"), OsStr::new("--dir"), options.dir.as_os_str()])
-            .arg("--orphan-timeout")
-            .arg(format!("{}s", options.orphan_timeout.as_secs()))
-            .args(options.testing.then_some("--testing"))
-            // It keeps its environment for as long as it lives; the daemon's may hold a join token.
-            .env_clear()
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .output()
-            .await
-            .map_err(|source| ClientError::Start { exe, source })?;
-        if output.status.success() {
-            return Ok(());
+        let runtime = scope::runtime_dir();
+        let pid = std::process::id();
+        if let Some(prefix) = scope::prefix("/".as_ref(), runtime.as_deref(), pid, &options.dir) {
+            // This program as another process finds it, also when its file was replaced.
+            let own = || std::env::current_exe().ok().filter(|exe| exe.is_file());
+            let exe = options.exe.clone().or_else(own).unwrap_or_else(|| format!("/proc/{pid}/exe").into());
+            let mut command = Command::new(&prefix[0]);
+            command.args(&prefix[1..]).arg(exe);
+            let runtime = runtime.map(|dir| ("XDG_RUNTIME_DIR", dir));
+            match run_jail(command, options, runtime).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "systemd gave the jail no scope; it starts as a part of what the agent runs in"
+                ),
+            }
         }
-        let text = String::from_utf8_lossy(&output.stderr);
-        Err(ClientError::NotStarted(text.trim().chars().take(1000).collect()))
+        let mut command = Command::new(exe);
+        command.arg0("mesh-agent-jail");
+        run_jail(command, options, None).await
     }
 
     /// The jail's process id.

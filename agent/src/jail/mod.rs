@@ -25,7 +25,7 @@
 //! goes through a task's and buries it; `helper` and `slot` are a slot's two sides, `cgroup` its
 //! limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
 //! the watch over a work directory; `server` is the event loop, `running` one live attempt;
-//! `protocol` and `client` are how the daemon speaks to it; `record` is what is left on
+//! `protocol` and `client` are how the daemon speaks to it, `scope` where systemd puts it; `record` is what is left on
 //! disk; `probe` proves what this machine can do; `sys` has the system calls that no
 //! library wraps. What may enter: what a task's process needs from its birth to its burial.
 //! Not here: staging, collecting outputs, talking to a coordinator.
@@ -51,6 +51,7 @@ pub mod protocol;
 pub mod record;
 mod room;
 mod running;
+mod scope;
 mod seccomp;
 mod server;
 mod slot;
