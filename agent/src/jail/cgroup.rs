@@ -315,6 +315,16 @@ impl Group {
         Ok(())
     }
 
+    /// Whether what former tasks have left in files, and is still counted here, leaves room for these
+    /// bounds. A bound below that would end the slot's helper, or be refused.
+    pub fn fits(&self, bounds: &Bounds) -> bool {
+        let falls = |most: &u64| self.held.memory.is_none_or(|held| *most < held);
+        let Some(most) = bounds.memory.filter(falls) else { return true };
+        let name = if self.two { "memory.current" } else { "memory.usage_in_bytes" };
+        let usage = self.dirs.first().and_then(|dir| fs::read_to_string(dir.join(name)).ok());
+        usage.and_then(|usage| usage.trim().parse::<u64>().ok()).is_some_and(|usage| usage < most)
+    }
+
     /// How many processes the memory killer has taken here so far.
     pub fn kills(&mut self) -> u64 {
         let mut text = String::new();

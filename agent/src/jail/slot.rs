@@ -152,10 +152,14 @@ impl Slots {
         Self { facts, system, base, groups, free: Vec::new(), ending: Vec::new() }
     }
 
-    /// A free slot on this ground, or a new one. The error is for people.
-    pub fn take(&mut self, ground: &Ground, null: BorrowedFd<'_>) -> Result<Slot, String> {
+    /// A free slot on this ground in which there is room, or a new one. The error is for people.
+    pub fn take(&mut self, ground: &Ground, bounds: &Bounds, null: BorrowedFd<'_>) -> Result<Slot, String> {
         if let Some(place) = self.free.iter().rposition(|slot| slot.ground == *ground) {
-            return Ok(self.free.swap_remove(place));
+            let slot = self.free.swap_remove(place);
+            if slot.group.as_ref().is_none_or(|group| group.fits(bounds)) {
+                return Ok(slot);
+            }
+            self.retire(slot);
         }
         let group = match &mut self.groups {
             Some(groups) if ground.groups => {

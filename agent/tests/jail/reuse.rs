@@ -7,7 +7,7 @@ use agent::jail::{Bounds, ExitCause, Level, Limits, StartRequest};
 
 use super::{
     strict::strict,
-    support::{Ended, Node, as_everybody},
+    support::{Ended, Node, as_everybody, root},
 };
 
 fn python(node: &Node, what: &str) -> StartRequest {
@@ -78,6 +78,39 @@ for name, result in [
     print(name, result, ctypes.get_errno())";
         let ended = node.run(strict(node.request(&["/usr/bin/python3", "-c", script]))).await;
         assert_eq!(ended.out(), "host -1 1\ndomain -1 1\nkey -1 1\nclock -1 1\n", "{}", ended.err());
+    });
+}
+
+/// Files of a work directory in memory stay counted where they were made, for as long as they are there.
+#[test]
+fn a_slot_that_files_in_memory_fill_is_not_used_for_a_task_that_would_not_fit() {
+    if !root() {
+        println!("skipped: only root can mount a file system in memory");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut node = Node::new().await;
+        assert_eq!(node.client.probe().await.unwrap().limits, Limits::Cgroup, "root has control groups");
+        let attempts = node.dir.path().join("attempts");
+        rustix::mount::mount(
+            c"memory",
+            &attempts,
+            c"tmpfs",
+            rustix::mount::MountFlags::empty(),
+            c"mode=0711",
+        )
+        .unwrap();
+        let bounded = |memory: u64, script: &str| StartRequest {
+            bounds: Bounds { memory: Some(memory << 20), ..Bounds::default() },
+            ..strict(node.shell(script))
+        };
+        let much = bounded(512, "head -c 100000000 /dev/zero > left");
+        let fits = bounded(32, "head -c 8000000 /dev/zero | tail -c 8000000 | wc -c; exit 9");
+        node.run(much).await.expect(&ExitCause::Exited(0));
+        let ended = node.run(fits).await;
+        rustix::mount::unmount(&attempts, rustix::mount::UnmountFlags::DETACH).unwrap();
+        ended.expect(&ExitCause::Exited(9));
     });
 }
 

@@ -133,7 +133,7 @@ impl Server {
     fn launch(&mut self, request: &StartRequest, plan: plan::Plan) -> Result<Running, String> {
         let slots = &mut self.options.slots;
         let slot = match Ground::of(request, &self.options.facts) {
-            Some(ground) => Some(slots.take(&ground, self.null.as_fd())?),
+            Some(ground) => Some(slots.take(&ground, &request.bounds, self.null.as_fd())?),
             None => None,
         };
         Running::start(request, plan, slot, self.null.as_fd()).map_err(|failed| {
