@@ -37,6 +37,8 @@ pub struct Admission {
     capacity: Capacity,
     free: BTreeSet<u32>,
     running: BTreeMap<AttemptKey, (u32, Need)>,
+    /// What those that run use of the processors, in thousandths.
+    busy_millis: u64,
     waiting: VecDeque<(AttemptKey, Need)>,
     passes: u32,
 }
@@ -44,7 +46,7 @@ pub struct Admission {
 impl Admission {
     pub fn new(capacity: Capacity) -> Self {
         let free = (0..MAX_RUNNING).collect();
-        Self { capacity, free, running: BTreeMap::new(), waiting: VecDeque::new(), passes: 0 }
+        Self { capacity, free, running: BTreeMap::new(), busy_millis: 0, waiting: VecDeque::new(), passes: 0 }
     }
 
     /// Puts an attempt at the end of the queue.
@@ -60,15 +62,19 @@ impl Admission {
     /// Counts an attempt that already runs (found again after a restart).
     pub fn occupy(&mut self, key: AttemptKey, slot: u32, need: Need) {
         self.free.remove(&slot);
-        self.running.insert(key, (slot, need));
+        self.busy_millis += need.cpu_millis;
+        if let Some((_, before)) = self.running.insert(key, (slot, need)) {
+            self.busy_millis -= before.cpu_millis;
+        }
     }
 
     /// Gives back what a running attempt used.
     pub fn release(&mut self, key: AttemptKey) {
-        if let Some((slot, _)) = self.running.remove(&key)
-            && slot < MAX_RUNNING
-        {
-            self.free.insert(slot);
+        if let Some((slot, need)) = self.running.remove(&key) {
+            self.busy_millis -= need.cpu_millis;
+            if slot < MAX_RUNNING {
+                self.free.insert(slot);
+            }
         }
     }
 
@@ -86,6 +92,10 @@ impl Admission {
         let mut at = 0;
         while at < self.waiting.len() {
             let Some(&slot) = self.free.first() else { break };
+            // Every attempt asks for some of them: a long queue is not walked for nothing.
+            if self.busy_millis >= self.capacity.cpu_millis && !self.running.is_empty() {
+                break;
+            }
             if at > 0 && self.passes >= MAX_PASSES {
                 break;
             }

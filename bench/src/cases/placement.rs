@@ -87,7 +87,8 @@ impl Mesh {
             signal: None,
             message: String::new(),
             started: true,
-            run_ms: 10,
+            // Too long for queues deeper than the slots, which would take all that waits.
+            run_ms: 100,
             cpu_ms: 1,
             max_rss_bytes: 1 << 20,
             outputs: Bytes::new(),

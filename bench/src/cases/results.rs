@@ -68,8 +68,8 @@ pub async fn run(bed: &Bed, load: Load, runs: usize) -> anyhow::Result<Vec<Figur
 async fn short_queue(bed: &Bed, fleet: &mut Fleet, load: Load) -> anyhow::Result<f64> {
     let start = fleet.finished();
     let mut submitted = 0_u64;
-    // What agents hold: what runs there and as much in their short queues.
-    let held = u64::from(load.agents * load.slots * 2);
+    // What agents hold: what runs there, as much in their short queues, and what makes these deep.
+    let held = u64::from(load.agents * (load.slots * 2 + 64));
     let wanted = held + u64::from(load.short);
     let warm = Instant::now() + load.window / 3;
     let mut measured: Option<(Instant, u64)> = None;

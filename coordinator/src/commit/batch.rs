@@ -1,13 +1,17 @@
 //! A batch of events on its way through one commit.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mesh_proto::ids::JobNumber;
 use sqlx::PgConnection;
+use tokio::time::Instant as Deadline;
 
 use crate::{
     engine::{
-        effect::{Effects, Write},
+        effect::{Ack, Effects, Say, Write},
         event::{Event, NewJob, ReplyId},
     },
     failpoint::{Point, reach},
@@ -23,6 +27,10 @@ use crate::{
 /// Events in one batch at the most.
 pub(super) const MAX_BATCH: usize = 4096;
 
+/// How long rows may gather that nobody waits for. Ends of very short tasks come one by one,
+/// and a commit costs many times what one more row in it does.
+pub(super) const GATHER: Duration = Duration::from_millis(25);
+
 /// A batch that gathers or is being committed.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -32,8 +40,51 @@ pub(super) struct Batch {
     /// It holds what was handled again, first after the memory was read anew: whatever the
     /// database refuses in it is the work of these events and of nothing else.
     pub fresh: bool,
+    /// When its first row came.
+    since: Option<Deadline>,
+    /// Somebody waits for its commit.
+    presses: bool,
+    /// What was said so far, as far as it was looked at for that.
+    looked_at: usize,
     /// Jobs among its rows.
     pub accepted: Vec<(JobNumber, Arc<NewJob>)>,
+}
+
+impl Batch {
+    /// Takes note of what came to it since it was looked at last.
+    pub fn note(&mut self) {
+        if self.since.is_none() && !self.fx.writes.is_empty() {
+            self.since = Some(Deadline::now());
+        }
+        self.presses |= self.fx.says.iter().skip(self.looked_at).any(presses);
+        self.looked_at = self.fx.says.len();
+    }
+
+    /// When it is to be committed: at once, or when it has gathered long enough. None: it has no
+    /// rows.
+    pub fn due(&self) -> Option<Deadline> {
+        let since = self.since?;
+        let at_once = self.presses || self.fresh || self.events.len() >= MAX_BATCH;
+        Some(if at_once { since } else { since + GATHER })
+    }
+}
+
+/// Whether somebody waits to hear this. An agent goes on without its acknowledgements; what a
+/// watcher sees of a job that goes on may be a moment old.
+fn presses(say: &Say) -> bool {
+    match say {
+        Say::Reply(..)
+        | Say::Dispatch { .. }
+        | Say::Withdraw { .. }
+        | Say::Cancel { .. }
+        | Say::EndSession { .. }
+        | Say::Ack { ack: Ack::Stale, .. } => true,
+        Say::JobChanged(view) => view.row.finished_at.is_some(),
+        Say::Ack { ack: Ack::Durable, .. }
+        | Say::Ended { .. }
+        | Say::Unplaced { .. }
+        | Say::Placed { .. } => false,
+    }
 }
 
 /// What a commit gives back: its connection, its batch, when it was sent (boot-time

@@ -71,6 +71,7 @@ impl<O: Outside> CommitLoop<O> {
                     engine.settle(clock.now(), &mut pending.fx);
                     pending.events = events;
                     pending.fresh = std::mem::take(&mut untouched);
+                    pending.note();
                 } else if !std::mem::replace(&mut leading, true) {
                     self.phase.send_replace(Phase::Leading);
                     if again {
@@ -78,14 +79,15 @@ impl<O: Outside> CommitLoop<O> {
                     }
                 }
             }
+            let due = pending.due();
             if let Some(connection) =
-                writer.idle.take_if(|_| !pending.fx.writes.is_empty() || beat <= Deadline::now())
+                writer.idle.take_if(|_| due.unwrap_or(beat).min(beat) <= Deadline::now())
             {
                 beat = Deadline::now() + self.options.beat;
                 writer.until = Deadline::now() + self.options.patience;
                 let batch = std::mem::take(&mut pending);
                 writer.commit = Some(start(connection, epoch, batch, Arc::clone(&self.metrics)));
-            } else if writer.commit.is_none() {
+            } else if writer.commit.is_none() && due.is_none() {
                 // Nothing to write, and nothing under way that it could rest on.
                 self.release(std::mem::take(&mut pending));
                 if !leading {
@@ -95,8 +97,8 @@ impl<O: Outside> CommitLoop<O> {
             let wake = engine
                 .next_deadline()
                 .map_or(tick, |at| tick.min(Deadline::now() + Duration::from_millis(at.since(clock.now()))));
-            // While a commit is under way its end is what the beat waits for.
-            let wake = if writer.commit.is_some() { wake } else { wake.min(beat) };
+            // While a commit is under way its end is what the beat and the next batch wait for.
+            let wake = if writer.commit.is_some() { wake } else { wake.min(due.unwrap_or(beat)).min(beat) };
             let open = leading && pending.events.len() < MAX_BATCH;
             tokio::select! {
                 biased;
@@ -137,6 +139,7 @@ impl<O: Outside> CommitLoop<O> {
                         self.outside.totals(engine.totals());
                     }
                     engine.settle(clock.now(), &mut pending.fx);
+                    pending.note();
                 }
                 message = self.queue.recv(), if open => {
                     let Some(message) = message else { return End::Shutdown };
@@ -147,6 +150,7 @@ impl<O: Outside> CommitLoop<O> {
                         self.take(&mut engine, clock.now(), message, &mut pending);
                     }
                     engine.settle(clock.now(), &mut pending.fx);
+                    pending.note();
                     self.metrics.scheduled(started.elapsed());
                 }
             }

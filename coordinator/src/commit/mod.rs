@@ -6,8 +6,10 @@
 //!                      replies, assignments, acks, watchers ◀──says── COMMIT ◀┘ writes
 //! ```
 //!
-//! * **One commit at a time; while it is under way the next batch gathers.** No timers: an
-//!   idle mesh commits a single event at once, a busy one hundreds together.
+//! * **One commit at a time; while it is under way the next batch gathers.** What somebody
+//!   waits for is committed at once: an answer, an assignment, a job's end. Starts and ends that
+//!   nobody waits for may gather for a moment (`batch.rs`), for very short tasks would pay a
+//!   commit each; the moment is an upper bound, not a beat.
 //! * **Nothing is said before the commit that holds it.** What the engine says in a batch
 //!   without writes still waits for the commit before it, because it may rest on it.
 //! * **Fenced.** Every commit begins by raising the leader's seq under its own epoch. Zero

@@ -20,7 +20,8 @@ pub struct Placement {
     pub gamma: f64,
     /// How much its unreliability counts.
     pub delta: f64,
-    /// Only tasks that run shorter than this wait in a node's short queue; `0s`: none does.
+    /// Only tasks that run shorter than this wait in a node's short queue, as many as it has
+    /// slots (and more of very short ones, see `engine/queue.rs`); `0s`: none does.
     #[serde(with = "values::duration")]
     pub feed_below: Duration,
 }

@@ -112,6 +112,11 @@ impl Engine {
         let started_at = row.started_at;
         fx.writes.push(Write::Attempt(row));
         let Some(placed) = self.unplace(now, key) else { return };
+        if end.started
+            && let Some(node) = self.nodes.get_mut(&placed.node)
+        {
+            node.ran(end.run_ms);
+        }
         let good = retry::blame(end.cause) == Blame::Task || end.is_success() || placed.cancelling;
         self.note(now, placed.node, good);
         if end.is_success()
@@ -236,7 +241,7 @@ impl Engine {
             if placed.granted {
                 node.release(&placed.taken);
             } else {
-                node.queue.retain(|queued| *queued != key);
+                node.queue.remove(key);
             }
         }
         self.promote(placed.node);

@@ -112,7 +112,7 @@ impl Engine {
                     return Err(format!("{name} holds {key} of another node"));
                 }
                 given += place.taken.cpu_millis;
-                if place.granted == node.queue.contains(key) {
+                if place.granted == node.queue.contains(*key) {
                     return Err(format!(
                         "{key} at {name}: granted {}, queue {:?}",
                         place.granted, node.queue
@@ -128,7 +128,7 @@ impl Engine {
                 }
             }
         }
-        if given != node.given_millis || node.queue.iter().any(|key| !node.tasks.contains(key)) {
+        if given != node.given_millis || node.queue.iter().any(|key| !node.tasks.contains(&key)) {
             return Err(format!(
                 "{name} was given {given}, noted {}; queue {:?}",
                 node.given_millis, node.queue
@@ -144,11 +144,13 @@ impl Engine {
         let stands = node.standing;
         let takes = node.takes_work() && total > 0 && node.reserved.is_none();
         let right = stands.open.is_some() == (takes && node.used.cpu_millis < total)
-            && stands.feeds.is_some() == (takes && node.queue_room() > 0)
+            && stands.feeds.is_some() == (takes && node.feeds())
+            && stands.deep.is_some() == (takes && node.feeds_deep())
             && stands.queued.is_none() == node.queue.is_empty();
         let id = node.record.id;
         let indexed = stands.open.is_none_or(|key| self.index.open.contains(&(key, id)))
             && stands.feeds.is_none_or(|key| self.index.feeds.contains(&(key, id)))
+            && stands.deep.is_none_or(|key| self.index.deep.contains(&(key, id)))
             && stands.queued.is_none_or(|key| self.index.queued.contains(&(key, id)));
         if !right || !indexed {
             return Err(format!("{name} stands at {stands:?}, which is not where it is"));

@@ -80,7 +80,7 @@ impl Engine {
         let placed = task.and_then(|task| task.placed());
         let queue_place = placed.filter(|placed| !placed.granted).and_then(|placed| {
             let node = self.nodes.get(&placed.node)?;
-            node.queue.iter().position(|queued| *queued == key).map(|place| place as u32)
+            node.queue.iter().position(|queued| queued == key).map(|place| place as u32)
         });
         let wanted = self.classes.requirements(definition.class)?;
         let wanted = match what_if {

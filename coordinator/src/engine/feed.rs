@@ -13,6 +13,7 @@ use super::{
     event::AttemptEnd,
     machine::Engine,
     placement::{Coefficients, QueueKey, admits},
+    queue::DEEP_MS,
     task::Phase,
     types::{Cause, TaskState, Time},
 };
@@ -23,13 +24,15 @@ const MAX_WITHDRAWING: usize = 64;
 const LOOK: usize = 16;
 /// A task is moved to an idle node when it would wait longer than this, in milliseconds: the
 /// move itself costs a round trip and a commit.
-const WORTH_MS: u64 = 50;
+const WORTH_MS: u64 = DEEP_MS;
+/// Or when it has waited so long, whatever was expected.
+const OVERDUE_MS: u64 = 2 * WORTH_MS;
 
 impl Engine {
     /// Counts queued tasks of a node as running as far as they fit, in order.
     pub(super) fn promote(&mut self, id: NodeId) {
         loop {
-            let Some(key) = self.nodes.get(&id).and_then(|node| node.queue.front().copied()) else { return };
+            let Some(key) = self.nodes.get(&id).and_then(|node| node.queue.first()) else { return };
             let taken = self.task(key).and_then(|task| task.placed()).map(|placed| placed.taken.clone());
             let Some(node) = self.nodes.get_mut(&id) else { return };
             match taken {
@@ -49,7 +52,7 @@ impl Engine {
         placed.granted = true;
         let (id, taken) = (placed.node, placed.taken.clone());
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.queue.retain(|queued| *queued != key);
+            node.queue.remove(key);
             node.take(&taken);
         }
     }
@@ -114,20 +117,22 @@ impl Engine {
     }
 
     /// The last task of the longest queue that the idle node could begin at once.
-    fn longest_for(&self, _now: Time, idle: NodeId) -> Option<TaskKey> {
+    fn longest_for(&self, now: Time, idle: NodeId) -> Option<TaskKey> {
         let node = self.nodes.get(&idle).filter(|node| node.queue.is_empty())?;
         self.index.queued.iter().rev().take(LOOK).find_map(|(_, id)| {
             let other = self.nodes.get(id)?;
-            let slots = other.facts.as_ref().map_or(1, |facts| u64::from(facts.slots.max(1)));
-            let (place, key) = other.queue.iter().enumerate().rev().find(|(_, key)| {
-                self.task(**key).and_then(|task| task.placed()).is_some_and(|placed| !placed.withdrawing)
+            let slots = other.slots().max(1) as u64;
+            let (place, key, since) = other.queue.iter().enumerate().rev().find_map(|(place, key)| {
+                let placed = self.task(key)?.placed().filter(|placed| !placed.withdrawing)?;
+                Some((place, key, placed.assigned_at))
             })?;
             let definition = self.definition(key.job, key.task)?;
             let run_ms = definition.run_ms.or_else(|| self.classes.run_ms(definition.class)).unwrap_or(0);
             let waits_ms = run_ms * (place as u64 + 1) / slots;
+            let worth = waits_ms >= WORTH_MS || now.since(since) >= OVERDUE_MS;
             let wanted = self.classes.requirements(definition.class)?;
             let fits = admits(&wanted, node).is_ok() && node.fits(&node.share(&wanted.resources));
-            (waits_ms >= WORTH_MS && fits).then_some(*key)
+            (worth && fits).then_some(key)
         })
     }
 
@@ -138,8 +143,7 @@ impl Engine {
             let Some(wanted) = self.classes.requirements(class) else { continue };
             let lower = self.index.queued.iter().take(LOOK).find_map(|(_, id)| {
                 let node = self.nodes.get(id).filter(|node| admits(&wanted, node).is_ok())?;
-                let lower: Vec<TaskKey> =
-                    node.queue.iter().copied().filter(|key| self.is_below(*key, head)).collect();
+                let lower: Vec<TaskKey> = node.queue.iter().filter(|key| self.is_below(*key, head)).collect();
                 (!lower.is_empty()).then_some(lower)
             });
             for key in lower.into_iter().flatten() {
@@ -161,7 +165,7 @@ impl Engine {
     /// Everything that waits in a node's queue is asked for.
     pub(super) fn withdraw_all(&mut self, id: NodeId, fx: &mut Effects) {
         let queued: Vec<TaskKey> =
-            self.nodes.get(&id).map(|node| node.queue.iter().copied().collect()).unwrap_or_default();
+            self.nodes.get(&id).map(|node| node.queue.iter().collect()).unwrap_or_default();
         for key in queued {
             self.withdraw(key, fx);
         }

@@ -229,6 +229,7 @@ impl Engine {
     /// Puts a node where it stands now: its score, what is free of it, or its queue changed.
     pub(super) fn reindex(&mut self, now: Time, id: NodeId) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.queue.refill(node.slots());
         let to = node.stands(now, &self.settings.coefficients);
         let from = std::mem::replace(&mut node.standing, to);
         self.index.shift(id, from, to);

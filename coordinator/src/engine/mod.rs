@@ -33,6 +33,7 @@ mod node;
 mod nodes;
 mod place;
 pub mod placement;
+mod queue;
 mod ranges;
 mod reserve;
 mod restore;

@@ -1,13 +1,14 @@
 //! A node as the engine knows it: what it has, what it was given, when it last spoke.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_proto::ids::{AttemptKey, BootId, SessionId, TaskKey};
 
 use super::{
     effect::NodeView,
     event::{Facts, NodeRecord},
-    placement::{ClassId, Coefficients, Standing, Terms},
+    placement::{ClassId, Coefficients, Standing, Terms, smooth},
+    queue::{DEEP_MS, ShortQueue},
     types::{NodeState, Resources, Time},
 };
 
@@ -43,7 +44,10 @@ pub struct Node {
     /// Processors asked for by all that it was given and has not finished, in thousandths.
     pub given_millis: u64,
     /// Assigned beyond what is free, in the order in which the agent will admit them.
-    pub queue: VecDeque<TaskKey>,
+    pub queue: ShortQueue,
+    /// How long the attempts here ran of late, smoothed, in milliseconds; none before the first
+    /// ended.
+    pub run_ms: Option<u64>,
     /// Set aside for a class that was passed over too long.
     pub reserved: Option<ClassId>,
     /// Left alone until then, because it kept failing.
@@ -81,7 +85,8 @@ impl Node {
             rtt_us: None,
             standing: Standing::default(),
             given_millis: 0,
-            queue: VecDeque::new(),
+            queue: ShortQueue::default(),
+            run_ms: None,
             reserved: None,
             held_until: None,
             good: 0.0,
@@ -200,11 +205,27 @@ impl Node {
         (self.used.cpu_millis * 1000).checked_div(total).unwrap_or(1000)
     }
 
-    /// How many more tasks its short queue takes: as many as it has slots, all together.
+    /// Notes how long an attempt held its place here.
+    pub fn ran(&mut self, run_ms: u64) {
+        self.run_ms = Some(smooth(self.run_ms, run_ms));
+    }
+
     #[must_use]
-    pub fn queue_room(&self) -> usize {
-        let slots = self.facts.as_ref().map_or(0, |facts| facts.slots as usize);
-        slots.saturating_sub(self.queue.len())
+    pub fn slots(&self) -> usize {
+        self.facts.as_ref().map_or(0, |facts| facts.slots as usize)
+    }
+
+    /// Whether its short queue has a place left of those that it has for its slots.
+    #[must_use]
+    pub fn feeds(&self) -> bool {
+        self.queue.len() < self.slots()
+    }
+
+    /// Whether its short queue is to be filled beyond its slots: what ended here of late was very
+    /// short, and half of what the queue may hold is gone.
+    #[must_use]
+    pub fn feeds_deep(&self) -> bool {
+        self.slots() > 0 && self.run_ms.is_some_and(|run| run < DEEP_MS) && self.queue.refills()
     }
 
     /// Where it stands now.
@@ -215,7 +236,9 @@ impl Node {
         let score = Terms::of(self, now).key(by);
         Standing {
             open: (takes && self.used.cpu_millis < total).then_some(score),
-            feeds: (takes && self.queue_room() > 0).then_some(score),
+            feeds: (takes && self.feeds()).then_some(score),
+            // What waits least is filled first; the score ends at twice the node's processors.
+            deep: (takes && self.feeds_deep()).then(|| self.queue.expected_ms() * 1000 / self.slots() as u64),
             queued: (!self.queue.is_empty()).then_some(self.queue.len() as u64),
         }
     }

@@ -122,7 +122,7 @@ impl Engine {
             if granted {
                 node.take(&share);
             } else {
-                node.queue.push_back(key);
+                node.queue.push(key, self.expected_ms(key, &node));
             }
             if let Some(placed) = self.task_mut(key).and_then(|task| task.placed_mut()) {
                 (placed.taken, placed.granted) = (share, granted);

@@ -9,21 +9,27 @@ use super::{
     effect::{Effects, Say, Write},
     job::Definition,
     machine::Engine,
+    node::Node,
     placement::{BEST, Candidate, Candidates, ClassId, Decision, Offer, QueueKey, Terms, admits},
+    queue::DEEP_MS,
     task::{Phase, Placed, Task},
     types::{Requirements, Resources, TaskState, Time},
 };
+
+/// A class that waits and that an offer has nothing for.
+type Ahead = (QueueKey, ClassId, Arc<Requirements>);
 
 /// Nodes that the record of a decision looks at.
 const LOOK: usize = 32;
 
 impl Engine {
     /// Gives waiting tasks to nodes, by priority and age: first what is free, then places in
-    /// the short queues of busy nodes.
+    /// the short queues of busy nodes, then those beyond the slots.
     pub(super) fn place(&mut self, now: Time, fx: &mut Effects) {
         self.serve_reserved(now, fx);
         self.serve(now, Offer::Free, fx);
         self.serve(now, Offer::Queue, fx);
+        self.serve(now, Offer::Deep, fx);
     }
 
     fn serve(&mut self, now: Time, offer: Offer, fx: &mut Effects) {
@@ -33,15 +39,15 @@ impl Engine {
         let mut heads = self.classes.heads();
         let mut rounds: BTreeMap<ClassId, Candidates> = BTreeMap::new();
         let mut without_room: Vec<ClassId> = Vec::new();
-        let mut ahead: Vec<(QueueKey, Arc<Requirements>)> = Vec::new();
+        let mut ahead: Vec<Ahead> = Vec::new();
         while let Some((key, class)) = heads.pop_first() {
             let Some(wanted) = self.classes.requirements(class) else { continue };
-            if offer == Offer::Queue
+            if offer != Offer::Free
                 && !rounds.contains_key(&class)
                 && self.definition(key.job, key.task).is_some_and(Definition::has_waiting)
                 && !self.has_for(offer, key, class)
             {
-                ahead.push((key, Arc::clone(&wanted)));
+                ahead.push((key, class, Arc::clone(&wanted)));
             }
             let mut candidates = match rounds.remove(&class) {
                 Some(candidates) => candidates,
@@ -59,7 +65,7 @@ impl Engine {
                 let Some((node, share)) = candidates.choose(&self.index, &self.nodes, &wanted) else {
                     break true;
                 };
-                if self.is_kept(node, key, &ahead) {
+                if self.is_kept(node, key, offer, &ahead) {
                     continue;
                 }
                 served = true;
@@ -71,10 +77,19 @@ impl Engine {
             };
             if served {
                 self.classes.served(class);
-                if offer == Offer::Free {
-                    for earlier in std::mem::take(&mut without_room) {
-                        self.passed_over(now, earlier);
+                match offer {
+                    Offer::Free => {
+                        for earlier in std::mem::take(&mut without_room) {
+                            self.passed_over(now, earlier);
+                        }
                     }
+                    // What is queued takes what comes free: nothing is left to those before it.
+                    Offer::Queue => {
+                        for (_, earlier, _) in &ahead {
+                            self.passed_over(now, *earlier);
+                        }
+                    }
+                    Offer::Deep => {}
                 }
             }
             if exhausted {
@@ -94,12 +109,18 @@ impl Engine {
         }
     }
 
-    /// Whether what comes free at a node is for a higher priority that waits and that no short
-    /// queue takes: what was queued there meanwhile would be asked back at once.
-    fn is_kept(&self, id: NodeId, key: QueueKey, ahead: &[(QueueKey, Arc<Requirements>)]) -> bool {
+    /// Whether what comes free at a node is for an earlier class that waits and that this offer
+    /// has nothing for. What was queued there meanwhile would be asked back at once for a higher
+    /// priority. One of the same priority that is passed over so is given a node in time
+    /// (`reserve.rs`); but nothing is queued deep before its turn.
+    fn is_kept(&self, id: NodeId, key: QueueKey, offer: Offer, ahead: &[Ahead]) -> bool {
         self.nodes.get(&id).is_some_and(|node| {
-            let first = |higher: &QueueKey| higher.priority() > key.priority();
-            ahead.iter().any(|(higher, wanted)| first(higher) && admits(wanted, node).is_ok())
+            let first = |earlier: &QueueKey| match offer {
+                Offer::Free => false,
+                Offer::Queue => earlier.priority() > key.priority(),
+                Offer::Deep => *earlier < key,
+            };
+            ahead.iter().any(|(earlier, _, wanted)| first(earlier) && admits(wanted, node).is_ok())
         })
     }
 
@@ -107,6 +128,7 @@ impl Engine {
         match offer {
             Offer::Free => self.index.open.is_empty(),
             Offer::Queue => self.index.feeds.is_empty(),
+            Offer::Deep => self.index.deep.is_empty(),
         }
     }
 
@@ -117,8 +139,8 @@ impl Engine {
         }
     }
 
-    /// Whether a definition has something for an offer: short queues take only short tasks,
-    /// and nothing whose node may yet come back.
+    /// Whether a definition has something for an offer: short queues take only short tasks, as
+    /// far as their like tell; deep ones only what is very short by its own ends.
     fn has_for(&self, offer: Offer, key: QueueKey, class: ClassId) -> bool {
         let Some(definition) = self.definition(key.job, key.task) else { return false };
         match offer {
@@ -126,6 +148,10 @@ impl Engine {
             Offer::Queue => {
                 let run_ms = definition.run_ms.or_else(|| self.classes.run_ms(class));
                 definition.has_waiting() && run_ms.is_some_and(|run| run < self.settings.feed_below_ms)
+            }
+            Offer::Deep => {
+                let most_ms = DEEP_MS.min(self.settings.feed_below_ms);
+                definition.has_waiting() && definition.run_ms.is_some_and(|run| run < most_ms)
             }
         }
     }
@@ -147,13 +173,14 @@ impl Engine {
         };
         let decision = self.decision(now, queue, fx);
         let Some((key, since)) = self.next_waiting(now, queue, fx) else { return true };
+        let expected_ms = self.nodes.get(&node).map_or(0, |at| self.expected_ms(key, at));
         let Some(at) = self.nodes.get_mut(&node) else { return false };
         let granted = offer == Offer::Free;
         at.given_millis += share.cpu_millis;
         if granted {
             at.take(&share);
         } else {
-            at.queue.push_back(key);
+            at.queue.push(key, expected_ms);
         }
         at.tasks.insert(key);
         let Some(definition) = self.definition_mut(key.job, key.task) else { return false };
@@ -186,6 +213,14 @@ impl Engine {
         fx.says.push(Say::Dispatch { node, session: session.id, attempt });
         fx.says.push(Say::Placed { node, waited_ms: now.since(since) });
         true
+    }
+
+    /// How long a task is expected to hold its place at a node, in milliseconds: as long as its
+    /// like did, or as what ended there of late if that is longer.
+    pub(super) fn expected_ms(&self, key: TaskKey, node: &Node) -> u64 {
+        let definition = self.definition(key.job, key.task);
+        let run_ms = definition.and_then(|known| known.run_ms.or_else(|| self.classes.run_ms(known.class)));
+        run_ms.unwrap_or(self.settings.feed_below_ms).max(node.run_ms.unwrap_or(0))
     }
 
     /// The record of why tasks of this class go where they go at the moment: one for a tenth of

@@ -1,6 +1,7 @@
 //! Tests of the commit loop on a real Postgres, with a fake outside.
 
 mod crash;
+mod gather;
 mod order;
 mod poison;
 mod proxy;

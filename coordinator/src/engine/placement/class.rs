@@ -47,7 +47,7 @@ struct Class {
     waiting: BTreeSet<QueueKey>,
     /// When no node was left for it, by offer: the index's position then. Only nodes that
     /// changed since need a look.
-    exhausted: [Option<u64>; 2],
+    exhausted: [Option<u64>; 3],
     /// The nodes that the filter admits, when they are few, and the facts that this is true of.
     few: Option<(u64, Option<Arc<Vec<NodeId>>>)>,
     /// How many nodes the filter keeps out, by reason, and the facts that this is true of.
@@ -104,7 +104,7 @@ impl Classes {
                 requirements,
                 members: 1,
                 waiting: BTreeSet::new(),
-                exhausted: [None; 2],
+                exhausted: [None; 3],
                 few: None,
                 rejected: None,
                 decided: None,

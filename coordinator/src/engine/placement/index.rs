@@ -15,6 +15,8 @@ pub struct Standing {
     pub open: Option<u64>,
     /// Its queue's key, when its short queue has room.
     pub feeds: Option<u64>,
+    /// How long its short queue lasts, in microseconds, when it is to be filled beyond its slots.
+    pub deep: Option<u64>,
     /// The length of its short queue, when it has one.
     pub queued: Option<u64>,
 }
@@ -26,6 +28,9 @@ pub struct Index {
     pub open: BTreeSet<(u64, NodeId)>,
     /// Nodes whose short queue has room, shortest first.
     pub feeds: BTreeSet<(u64, NodeId)>,
+    /// Nodes whose short queue is to be filled beyond their slots, the one that is over first at
+    /// the head.
+    pub deep: BTreeSet<(u64, NodeId)>,
     /// Nodes with a short queue, by its length.
     pub queued: BTreeSet<(u64, NodeId)>,
     /// Nodes that changed, oldest first, and the number of the first of them.
@@ -38,8 +43,9 @@ impl Index {
     pub fn shift(&mut self, id: NodeId, from: Standing, to: Standing) {
         shift(&mut self.open, id, from.open, to.open);
         shift(&mut self.feeds, id, from.feeds, to.feeds);
+        shift(&mut self.deep, id, from.deep, to.deep);
         shift(&mut self.queued, id, from.queued, to.queued);
-        if to.open.is_some() || to.feeds.is_some() {
+        if to.open.is_some() || to.feeds.is_some() || to.deep.is_some() {
             self.changes.push_back(id);
             if self.changes.len() > REMEMBERED {
                 self.changes.pop_front();

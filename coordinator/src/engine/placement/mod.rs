@@ -31,11 +31,13 @@ use super::{
 /// Nodes by id, in a fixed order, so that equal histories decide alike.
 pub type Nodes = BTreeMap<NodeId, Node>;
 
-/// What a round gives: something free, or a place in a node's short queue.
+/// What a round gives: something free, a place in a node's short queue, or one beyond the slots
+/// in a queue that very short tasks make deep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offer {
     Free = 0,
     Queue = 1,
+    Deep = 2,
 }
 
 impl Offer {
@@ -43,6 +45,7 @@ impl Offer {
         match self {
             Self::Free => node.standing.open,
             Self::Queue => node.standing.feeds,
+            Self::Deep => node.standing.deep,
         }
     }
 
@@ -50,6 +53,7 @@ impl Offer {
         match self {
             Self::Free => &index.open,
             Self::Queue => &index.feeds,
+            Self::Deep => &index.deep,
         }
     }
 }
@@ -118,7 +122,7 @@ impl Candidates {
                 Some(now) if now != key => self.found.push(Reverse((now, id))),
                 Some(_) => {
                     let share = node.share(&wanted.resources);
-                    if self.offer == Offer::Queue || node.fits(&share) {
+                    if self.offer != Offer::Free || node.fits(&share) {
                         return Some((id, share));
                     }
                 }

@@ -1,18 +1,36 @@
 //! The short queues at the nodes, and taking tasks back from them.
 
+use mesh_proto::ids::{AttemptKey, JobNumber};
+
 use super::mesh::{Mesh, array, facts, job, key, node_id, ok, task};
 use crate::engine::{
-    event::{Event, NewJob, NodeChange},
+    effect::AttemptRow,
+    event::{AttemptEnd, Event, NewJob, NodeChange},
     types::{NodeState, TaskState},
 };
 
 /// One node of `cores`, and an array whose first element told how long its tasks run.
-fn fed(cores: u64, total: u32) -> (Mesh, mesh_proto::ids::JobNumber) {
+fn fed(cores: u64, total: u32) -> (Mesh, JobNumber) {
     let mut mesh = Mesh::new();
     mesh.join(0, facts(cores));
     let number = mesh.submit(job(vec![array("a", total)]));
-    mesh.end_task(key(number, 0, 0), ok());
+    mesh.end_task(key(number, 0, 0), ran(500));
     (mesh, number)
+}
+
+/// A good end after so many milliseconds.
+fn ran(run_ms: u64) -> AttemptEnd {
+    AttemptEnd { run_ms, ..ok() }
+}
+
+/// How many of a job's tasks are at each of these nodes.
+fn held<const N: usize>(mesh: &Mesh, number: JobNumber, nodes: [u32; N]) -> [usize; N] {
+    let at = |node| {
+        let here = |row: &&AttemptRow| row.node == node_id(node) && row.ended.is_none();
+        let of = |row: &&AttemptRow| row.key.task.job == number;
+        mesh.store.attempts.values().filter(of).filter(here).count()
+    };
+    nodes.map(at)
 }
 
 #[test]
@@ -34,8 +52,7 @@ fn short_tasks_wait_at_the_node_as_many_as_it_has_slots() {
 fn long_tasks_do_not_wait_at_a_node() {
     let mut mesh = Mesh::with_nodes(1);
     let number = mesh.submit(job(vec![array("a", 9)]));
-    let long = crate::engine::event::AttemptEnd { run_ms: 60_000, ..ok() };
-    mesh.end_task(key(number, 0, 0), long);
+    mesh.end_task(key(number, 0, 0), ran(60_000));
     assert_eq!(mesh.counts(number)[TaskState::Assigned], 1);
 }
 
@@ -89,8 +106,7 @@ fn an_idle_node_gets_what_waits_long_elsewhere() {
     let mut mesh = Mesh::new();
     mesh.join(0, facts(1));
     let number = mesh.submit(job(vec![array("a", 3)]));
-    let slow = crate::engine::event::AttemptEnd { run_ms: 1_000, ..ok() };
-    mesh.end_task(key(number, 0, 0), slow);
+    mesh.end_task(key(number, 0, 0), ran(1_000));
     mesh.start_task(key(number, 0, 1));
     let waiting = mesh.current(key(number, 0, 2));
     mesh.join(1, facts(1));
@@ -144,4 +160,125 @@ fn what_was_taken_back_for_a_higher_priority_is_not_queued_there_again_at_once()
     assert_eq!(mesh.state(key(number, 0, 2)), TaskState::Queued);
     mesh.end_task(key(number, 0, 1), ok());
     assert_eq!(mesh.state(key(urgent, 0, 0)), TaskState::Assigned);
+}
+
+/// One node of two cores whose queue is as deep as it gets: two run or are about to.
+fn fed_deep(run_ms: u64, total: u32) -> (Mesh, JobNumber) {
+    let mut mesh = Mesh::new();
+    mesh.join(0, facts(2));
+    let number = mesh.submit(job(vec![array("a", total)]));
+    mesh.end_task(key(number, 0, 0), ran(run_ms));
+    (mesh, number)
+}
+
+#[test]
+fn very_short_tasks_wait_at_the_node_as_many_as_it_ends_in_a_moment() {
+    for (run_ms, queued) in [(0, 66), (1, 66), (10, 10), (25, 4), (49, 3), (50, 2), (1_999, 2)] {
+        let (mesh, number) = fed_deep(run_ms, 1000);
+        assert_eq!(mesh.counts(number)[TaskState::Assigned], 2 + queued, "each runs {run_ms} ms");
+        mesh.engine.check_capacity().unwrap();
+    }
+}
+
+#[test]
+fn a_deep_queue_is_filled_again_when_half_of_it_is_gone() {
+    let (mut mesh, number) = fed_deep(1, 1000);
+    let mut sent = Vec::new();
+    for index in 1..=66 {
+        mesh.end_task(key(number, 0, index), ran(1));
+        sent.push(mesh.dispatched().len());
+    }
+    let filled: Vec<(usize, usize)> =
+        sent.iter().copied().enumerate().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(filled, [(32, 33), (65, 33)], "so that one commit carries many");
+}
+
+#[test]
+fn what_is_not_known_to_be_very_short_by_its_own_ends_is_not_queued_deep() {
+    let (mut mesh, number) = fed_deep(1, 3);
+    // The same class; nothing of it has ended.
+    let other = mesh.submit(job(vec![array("b", 50)]));
+    assert_eq!(held(&mesh, other, [0]), [2], "a place for each slot");
+    // A long one at the node: what it ends in a moment is not known any more.
+    mesh.end_task(key(number, 0, 1), ran(1));
+    mesh.end_task(key(number, 0, 2), ran(60_000));
+    mesh.end_task(key(other, 0, 0), ran(1));
+    assert_eq!(held(&mesh, other, [0]), [4]);
+}
+
+#[test]
+fn deep_queues_fill_evenly() {
+    let mut mesh = Mesh::new();
+    for node in 0..3 {
+        mesh.join(node, facts(2));
+    }
+    let number = mesh.submit(job(vec![array("a", 36)]));
+    // Each node ends one, in one batch: only then anything is queued.
+    let first: Vec<AttemptKey> = mesh.store.attempts.keys().copied().collect();
+    let mut seen = std::collections::BTreeSet::new();
+    let ends: Vec<Event> = first
+        .into_iter()
+        .filter(|attempt| seen.insert(mesh.store.attempts[attempt].node))
+        .map(|attempt| {
+            let node = mesh.store.attempts[&attempt].node;
+            Event::AttemptEnded { node, attempt, end: std::sync::Arc::new(ran(1)) }
+        })
+        .collect();
+    mesh.batch(&ends);
+    assert_eq!(held(&mesh, number, [0, 1, 2]), [11, 11, 11], "nothing waits, and nobody holds more");
+}
+
+#[test]
+fn no_node_hoards_while_another_idles() {
+    let (mut mesh, number) = fed_deep(1, 20);
+    // What was thought to be short blocks the node.
+    mesh.start_task(key(number, 0, 1));
+    mesh.start_task(key(number, 0, 2));
+    mesh.join(1, facts(2));
+    assert_eq!(mesh.withdrawals(), [], "in a moment it has begun where it is");
+    let (mut moved, mut asked) = (0, Vec::new());
+    for _ in 0..20 {
+        mesh.pass(1_000, &[0, 1]);
+        asked.append(&mut mesh.withdrawals());
+        while let Some(attempt) = asked.pop() {
+            mesh.give_back(attempt);
+            asked.append(&mut mesh.withdrawals());
+            moved += 1;
+        }
+        let open = mesh.store.attempts.values().filter(|row| row.node == node_id(1) && row.ended.is_none());
+        let open: Vec<AttemptKey> = open.map(|row| row.key).collect();
+        for attempt in open {
+            mesh.end(attempt, ran(1));
+            asked.append(&mut mesh.withdrawals());
+        }
+    }
+    assert_eq!(held(&mesh, number, [0, 1]), [2, 0], "all others ran at the idle node");
+    assert!(moved <= 20, "{moved} moves of 17 tasks");
+}
+
+/// What is queued takes what comes free, so nothing would ever be left to a job before it.
+#[test]
+fn an_earlier_job_that_cannot_be_queued_is_not_passed_over_for_ever() {
+    for run_ms in [1, 500] {
+        let mut mesh = Mesh::new();
+        mesh.join(0, facts(1));
+        let known = mesh.submit(job(vec![array("a", 2)]));
+        mesh.end_task(key(known, 0, 0), ran(run_ms));
+        // Nothing is known of this class, so it waits for what comes free.
+        let mut unknown = task("u");
+        unknown.requirements.resources.cpu_millis = 900;
+        let early = mesh.submit(job(vec![unknown]));
+        let flood = mesh.submit(job(vec![array("b", 100_000)]));
+        let mut rounds = 0;
+        while !mesh.store.tasks.contains_key(&key(early, 0, 0)) {
+            rounds += 1;
+            assert!(rounds < 20, "{:?}", mesh.counts(flood));
+            let open = mesh.store.attempts.values().filter(|row| row.ended.is_none());
+            let open: Vec<AttemptKey> = open.map(|row| row.key).collect();
+            for attempt in open {
+                mesh.end(attempt, ran(run_ms));
+            }
+            mesh.pass(1_000, &[0]);
+        }
+    }
 }

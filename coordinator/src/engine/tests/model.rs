@@ -494,7 +494,7 @@ impl World {
 
     /// The attempts that wait for resources at their nodes: agents admit them in the same order.
     fn queued(&self) -> BTreeSet<AttemptKey> {
-        let queued = self.engine.nodes.values().flat_map(|node| node.queue.iter().copied());
+        let queued = self.engine.nodes.values().flat_map(|node| node.queue.iter());
         queued
             .filter_map(|key| Some(AttemptKey { task: key, number: self.engine.task(key)?.attempt }))
             .collect()
