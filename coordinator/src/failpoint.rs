@@ -22,20 +22,6 @@ macro_rules! points {
 
 points! {
     /// A batch is decided; nothing of it was sent.
-    BeforeBegin,
-    /// The transaction is open.
-    BeforeFence,
-    /// The leader's row is raised, and locked.
-    AfterFence,
-    /// New jobs are written.
-    AfterNewJobs,
-    /// Jobs and their definitions are brought up to date.
-    AfterJobs,
-    /// Tasks are written, their attempts are not.
-    AfterTasks,
-    /// Attempts are written.
-    AfterAttempts,
-    /// Everything is written, and not committed.
     BeforeCommit,
     /// Committed; the loop does not know it yet.
     AfterCommit,

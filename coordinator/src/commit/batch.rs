@@ -112,7 +112,7 @@ pub(super) fn start(
         batch.accepted = writes.iter().filter_map(accepted).collect();
         let rows = Rows::of(writes);
         let beat = rows.is_empty();
-        reach(Point::BeforeBegin);
+        reach(Point::BeforeCommit);
         let result = commit(&mut connection, epoch, rows).await;
         if !beat {
             metrics.committed(batch.events.len(), started.elapsed());

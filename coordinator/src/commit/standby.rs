@@ -117,14 +117,14 @@ pub(super) async fn take(
     phase: &watch::Sender<Phase>,
     standing: &Standing,
 ) -> Result<Taken, StoreError> {
-    let mut connection = connect(store, options).await?;
     let within = options.patience;
+    let mut connection = timed(within, store.writer()).await?;
     if let Err(error) =
         timed(within, coordinators::announce(&mut connection, options.id, &options.addresses)).await
     {
         // A leader needs a database that takes writes; a stand-by can wait for it to take them.
         warn!(error = &error as &dyn std::error::Error, "cannot say where this coordinator is reached");
-        connection = connect(store, options).await?;
+        connection = timed(within, store.writer()).await?;
     }
     let takeover = u64::try_from(options.takeover.as_millis()).unwrap_or(u64::MAX);
     let mut pulse = Pulse::default();
@@ -182,11 +182,8 @@ async fn seize(
     Ok(taken)
 }
 
-pub(super) async fn connect(store: &Store, options: &Options) -> Result<PgConnection, StoreError> {
-    timed(options.patience, store.connection()).await
-}
-
-async fn timed<T>(
+/// Gives up what the database does not answer in time.
+pub(super) async fn timed<T>(
     limit: Duration,
     what: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {

@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::{
     core::Options,
-    standby::{Taken, connect},
+    standby::{Taken, timed},
 };
 use crate::{
     engine::{Engine, types::Time},
@@ -43,7 +43,7 @@ pub(super) async fn begin(store: &Store, options: &Options, taken: Taken) -> Res
     let mut seq = row.seq;
     // What is read must not be older than the lead, and the lead must not look abandoned while
     // much is read: so a second connection reads, and this one goes on beating.
-    let mut reading = connect(store, options).await?;
+    let mut reading = timed(options.patience, store.connection()).await?;
     let snapshot = {
         let mut load = pin!(snapshot::load(&mut reading));
         loop {

@@ -8,7 +8,6 @@ use mesh_proto::{
     v1::{CandidateNode, Cause, Coefficients, Placement, RejectionCount, SandboxLevel},
 };
 use prost::Message as _;
-use sqlx::PgConnection;
 
 use super::{Store, StoreError, clock::stamp, names::optional};
 use crate::engine::placement::{self, Decision};
@@ -35,26 +34,21 @@ pub struct AttemptHistory {
     pub decision: Option<Placement>,
 }
 
-/// Inserts the records of a batch.
-pub(super) async fn insert(
-    connection: &mut PgConnection,
-    decisions: &[Arc<Decision>],
-) -> Result<(), StoreError> {
-    if decisions.is_empty() {
-        return Ok(());
+/// Records as columns.
+pub(super) struct Columns {
+    pub id: Vec<i64>,
+    pub at: Vec<DateTime<Utc>>,
+    pub data: Vec<Vec<u8>>,
+}
+
+impl Columns {
+    pub fn of(decisions: &[Arc<Decision>]) -> Self {
+        Self {
+            id: decisions.iter().map(|decision| decision.id as i64).collect(),
+            at: decisions.iter().map(|decision| stamp(decision.at)).collect(),
+            data: decisions.iter().map(|decision| encode(decision)).collect(),
+        }
     }
-    let ids: Vec<i64> = decisions.iter().map(|decision| decision.id as i64).collect();
-    let at: Vec<DateTime<Utc>> = decisions.iter().map(|decision| stamp(decision.at)).collect();
-    let data: Vec<Vec<u8>> = decisions.iter().map(|decision| encode(decision)).collect();
-    sqlx::query!(
-        "INSERT INTO decisions (id, at, data) SELECT * FROM UNNEST($1::bigint[], $2::timestamptz[], $3::bytea[])",
-        &ids,
-        &at,
-        &data,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// A candidate on the wire.

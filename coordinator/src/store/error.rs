@@ -9,9 +9,9 @@ pub enum StoreError {
     /// The rows themselves are at fault (SQLSTATE class 22 or 23), so they were not written.
     #[error("the database refused the rows")]
     Rows(#[source] sqlx::Error),
-    /// A guarded write hit fewer rows than it was given.
-    #[error("{what}: {hit} of {sent} rows could change")]
-    Conflict { what: &'static str, sent: u64, hit: u64 },
+    /// A guarded write hit fewer rows than it was given; nothing was written.
+    #[error("memory and database disagree: {0}")]
+    Conflict(String),
     /// A stored value makes no sense.
     #[error("the database holds an unusable {0}")]
     Corrupt(&'static str),
@@ -37,20 +37,21 @@ impl StoreError {
     #[must_use]
     pub fn is_poison(&self) -> bool {
         match self {
-            Self::Rows(_) | Self::Conflict { .. } => true,
+            Self::Rows(_) | Self::Conflict(_) => true,
             Self::Fenced | Self::Corrupt(_) | Self::Migrate(_) | Self::Silent | Self::Database(_) => false,
         }
     }
 }
 
+/// What `expect_rows` in the database fails with.
+const CONFLICT: &str = "MC001";
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let class = error
-            .as_database_error()
-            .and_then(sqlx::error::DatabaseError::code)
-            .and_then(|code| code.get(..2).map(str::to_owned));
-        match class.as_deref() {
-            Some("22" | "23") => Self::Rows(error),
+        let refused = error.as_database_error().and_then(|error| Some((error.code()?, error.message())));
+        match refused {
+            Some((code, message)) if code == CONFLICT => Self::Conflict(message.to_owned()),
+            Some((code, _)) if code.starts_with("22") || code.starts_with("23") => Self::Rows(error),
             _ => Self::Database(error),
         }
     }

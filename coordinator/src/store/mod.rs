@@ -75,9 +75,22 @@ impl Store {
         Self { pool, options }
     }
 
-    /// A connection of one's own, outside the pool: the commit room's.
+    /// A connection of one's own, outside the pool.
     pub async fn connection(&self) -> Result<PgConnection, StoreError> {
         Ok(self.options.connect().await?)
+    }
+
+    /// The connection that commits. Its one statement is planned once, by key: planning costs more
+    /// than a small commit, and what the tables held when it was planned says nothing of later.
+    pub async fn writer(&self) -> Result<PgConnection, StoreError> {
+        let options = self.options.clone().options([
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            ("jit", "off"),
+        ]);
+        Ok(options.connect().await?)
     }
 
     /// Whether migrations of this program are missing in the database. A database that a newer

@@ -1,5 +1,5 @@
 //! A unix socket between the coordinator and Postgres that counts what goes by, and can lose
-//! the answer to a COMMIT.
+//! the answer to a commit.
 
 use std::sync::{
     Arc,
@@ -27,7 +27,7 @@ pub struct Proxy {
 struct State {
     /// What clients sent, in writes.
     sent: AtomicU64,
-    /// The answer to the next COMMIT is lost, and its connection with it.
+    /// The answer to the next commit is lost, and its connection with it.
     lose: AtomicBool,
 }
 
@@ -63,22 +63,21 @@ impl Proxy {
 
 async fn forward(mut client: UnixStream, mut server: UnixStream, state: Arc<State>) {
     let (mut up, mut down) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
-    let mut losing = false;
     loop {
         tokio::select! {
             read = client.read(&mut up) => {
                 let Ok(count @ 1..) = read else { return };
                 state.sent.fetch_add(1, Ordering::SeqCst);
-                let commits = up[..count].windows(6).any(|word| word == b"COMMIT");
-                losing = losing || (commits && state.lose.load(Ordering::SeqCst));
                 if server.write_all(&up[..count]).await.is_err() {
                     return;
                 }
             }
             read = server.read(&mut down) => {
                 let Ok(count @ 1..) = read else { return };
-                if losing {
-                    // Postgres has answered, so it has committed.
+                // A commit is one statement that selects the new seq. Postgres hands its answer
+                // over when it has committed.
+                let commits = down[..count].windows(9).any(|word| word == b"SELECT 1\0");
+                if commits && state.lose.load(Ordering::SeqCst) {
                     state.lose.store(false, Ordering::SeqCst);
                     return;
                 }

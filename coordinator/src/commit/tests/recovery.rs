@@ -57,7 +57,7 @@ async fn what_a_commit_brought_whose_answer_was_lost_is_there_afterwards() {
 #[tokio::test]
 async fn a_database_that_does_not_answer_is_given_up_and_callers_are_refused() {
     let (database, pool) = fixture().await;
-    let hasty = Options { patience: Duration::from_millis(200), ..options() };
+    let hasty = Options { patience: Duration::from_secs(1), ..options() };
     let room = Room::leading(&database, hasty).await;
     let mut stall = Stall::of_jobs(&database).await;
     let mut submit = Box::pin(room.submit(one()));

@@ -28,7 +28,7 @@ impl From<StoreError> for Status {
         match &error {
             StoreError::Rows(_) => Code::Invalid.status("the database refused a value of this request"),
             StoreError::Fenced => Code::Unavailable.status("another coordinator leads this mesh"),
-            StoreError::Conflict { .. } | StoreError::Corrupt(_) | StoreError::Migrate(_) => {
+            StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Migrate(_) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "a read failed");
                 Code::Internal.status("the coordinator could not read what it stored")
             }

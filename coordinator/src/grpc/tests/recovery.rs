@@ -22,7 +22,7 @@ impl Mesh {
         let killed: i64 = sqlx::query_scalar(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
              WHERE datname = current_database() AND application_name = 'mesh-coordinator'
-             AND pid <> pg_backend_pid() AND (query LIKE 'UPDATE leader%' OR query = 'COMMIT')",
+             AND pid <> pg_backend_pid() AND query LIKE '%UPDATE leader%'",
         )
         .fetch_one(&self.pool)
         .await

@@ -129,7 +129,7 @@ async fn a_key_whose_job_came_and_went_meanwhile_still_names_that_job() {
     let submit = mesh.try_submit(job(vec![task("a")]), "once");
     let meanwhile = async {
         let waits = "SELECT count(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'UPDATE leader%'";
+            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%UPDATE leader%'";
         super::until(async || {
             let waiting: i64 = sqlx::query_scalar(waits).fetch_one(&mesh.pool).await.unwrap();
             waiting > 0

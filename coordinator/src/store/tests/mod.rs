@@ -47,7 +47,7 @@ impl Kit {
     async fn new() -> Self {
         let database = database().await;
         let store = Store::new(database.options.clone(), 4);
-        let mut connection = store.connection().await.unwrap();
+        let mut connection = store.writer().await.unwrap();
         let seen = crate::store::leader::read(&mut connection).await.unwrap();
         let row =
             crate::store::leader::take(&mut connection, &seen, CoordinatorId::generate()).await.unwrap();
