@@ -1,7 +1,11 @@
 //! The coordinator: what its death costs (nothing that was acknowledged), its restart and
 //! what it tells the operator.
 
-use std::time::Instant;
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use mesh_e2e::{
     AgentOptions, Mesh,
@@ -124,6 +128,34 @@ fn health_and_metrics_tell_the_truth() {
 
     let status = mesh.json(&["status"]);
     assert!(status.to_string().contains("healthy"), "{status:#}");
+}
+
+/// Where `scripts/setup` put it, or the machine has it.
+fn promtool() -> Option<Command> {
+    let fetched = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/promtool");
+    [fetched, "promtool"].into_iter().find_map(|program| {
+        Command::new(program).arg("--version").output().ok()?.status.success().then(|| Command::new(program))
+    })
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_metrics() {
+    let Some(mut promtool) = promtool() else {
+        println!("skipped: there is no promtool here (scripts/setup fetches it on Debian and Ubuntu)");
+        return;
+    };
+    let (mesh, _agents) = Mesh::with_agents(["attic"]);
+    mesh.submit("{name: good, array: {range: '1-3'}, command: ['true']}").completes();
+    let bad = mesh.submit("{name: bad, command: ['false']}");
+    mesh.meshctl(&["wait", &bad.id()]).exits(1);
+    let page = mesh.http("/metrics").expect("somebody answers");
+
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut checks = promtool.spawn().expect("promtool starts");
+    checks.stdin.take().expect("it is piped").write_all(page.body.as_bytes()).expect("promtool reads");
+    let found = checks.wait_with_output().expect("promtool ends");
+    let said = [found.stdout, found.stderr].concat();
+    assert!(found.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
 }
 
 #[test]
