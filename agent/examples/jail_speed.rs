@@ -78,5 +78,6 @@ fn request(dir: &std::path::Path, job: u64, level: Level) -> anyhow::Result<Star
         mounts: Vec::new(),
         bounds: Bounds::default(),
         without: Vec::new(),
+        lease: None,
     })
 }

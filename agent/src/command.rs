@@ -13,13 +13,15 @@ use crate::jail::{Bounds, Level, Mount, Network, Rlimits, StartRequest, WORK};
 use crate::runner::{Context, Job};
 use crate::stage::{PROGRESS, SCRIPT};
 
-/// The jail's request for an attempt whose work directory is made. The error says, for people, what
+/// The jail's request for an attempt whose work directory is made; `lease` is when its lease ends, if
+/// it lives on one. The error says, for people, what
 /// this node does not allow: only a coordinator with other facts of it asks for that.
 pub fn request(
     context: &Context,
     job: &Job,
     level: Level,
     owner: Option<Owner>,
+    lease: Option<Duration>,
 ) -> Result<StartRequest, String> {
     let assignment = &*job.assignment;
     let config = &context.config;
@@ -45,6 +47,7 @@ pub fn request(
         mounts: mounts(assignment, config)?,
         bounds: if strict { bounds(assignment, context) } else { Bounds::default() },
         without: Vec::new(),
+        lease,
         work_dir,
     })
 }

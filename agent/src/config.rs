@@ -216,6 +216,7 @@ struct File {
     connect_timeout: Option<String>,
     keepalive_interval: Option<String>,
     keepalive_timeout: Option<String>,
+    orphan_timeout: Option<String>,
     output_poll: Option<String>,
     progress_poll: Option<String>,
     max_output: Option<String>,
@@ -259,6 +260,8 @@ pub struct Timings {
     pub connect_timeout: Duration,
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
+    /// How long tasks run on while no daemon is there; a running jail keeps what it was started with.
+    pub orphan_timeout: Duration,
     /// How often spools are looked at for new output.
     pub output_poll: Duration,
     /// How often progress files are looked at.
@@ -387,10 +390,13 @@ impl Config {
             uid_base,
             timings: Timings {
                 reconnect_min,
-                reconnect_max: time("reconnect_max", file.reconnect_max, 10_000)?.max(reconnect_min),
-                connect_timeout: time("connect_timeout", file.connect_timeout, 5_000)?,
+                // Short enough that a node whose cable is whole again is back within 5 s with all it
+                // has to do then, and that no second in which a flapping link is up goes unused.
+                reconnect_max: time("reconnect_max", file.reconnect_max, 1_000)?.max(reconnect_min),
+                connect_timeout: time("connect_timeout", file.connect_timeout, 2_000)?,
                 keepalive_interval: time("keepalive_interval", file.keepalive_interval, 5_000)?,
                 keepalive_timeout: time("keepalive_timeout", file.keepalive_timeout, 5_000)?,
+                orphan_timeout: time("orphan_timeout", file.orphan_timeout, 24 * 3_600_000)?,
                 output_poll: time("output_poll", file.output_poll, 20)?,
                 progress_poll: time("progress_poll", file.progress_poll, 250)?,
             },

@@ -68,7 +68,11 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
     let machine = Machine::look().context("cannot look at this machine")?;
     let metrics = Arc::new(Metrics::new()?);
 
-    let jail = Jailer::start(jail::Options::new(data.path.join("jail"))).await?;
+    let jail = Jailer::start(jail::Options {
+        orphan_timeout: config.timings.orphan_timeout,
+        ..jail::Options::new(data.path.join("jail"))
+    })
+    .await?;
     let probe = jail.probe().await?;
     for layer in probe.layers.iter().filter(|layer| !layer.present) {
         warn!(layer = %layer.name, remedy = %layer.remedy, "a layer of the sandbox is missing");

@@ -37,6 +37,8 @@ struct Shared {
     options: Options,
     client: watch::Sender<Option<Client>>,
     fates: Mutex<HashMap<AttemptKey, Followed>>,
+    /// Until when what lives on a lease may live, on the boot-time clock.
+    lease: watch::Sender<Duration>,
     /// Set before the jail is told to end, so that its end is no accident.
     closing: watch::Sender<bool>,
 }
@@ -64,10 +66,12 @@ impl Jailer {
             options,
             client: watch::Sender::new(Some(client)),
             fates: Mutex::default(),
+            lease: watch::Sender::new(Duration::ZERO),
             closing: watch::Sender::new(false),
         });
         let jailer = Self { shared };
         spawn("jail events", jailer.clone().keep(events));
+        spawn("lease", jailer.clone().pass_leases_on());
         Ok(jailer)
     }
 
@@ -185,7 +189,12 @@ impl Jailer {
         }
         self.call(|client| {
             let request = request.clone();
-            async move { client.start(request).await }
+            async move {
+                if request.lease.is_some() && !client.knows_leases() {
+                    return Err(ClientError::Refused("it is of an older version and knows no leases".into()));
+                }
+                client.start(request).await
+            }
         })
         .await
     }
@@ -204,6 +213,42 @@ impl Jailer {
     /// Every attempt that the jail knows, with where it stands.
     pub async fn list(&self) -> Result<Vec<crate::jail::Status>, ClientError> {
         self.call(|client| async move { client.list().await }).await
+    }
+
+    /// A leader has acknowledged a word of this node: what lives on a lease may live until this
+    /// moment of the boot-time clock. Returns at once, whether or not the jail listens.
+    pub fn prolong(&self, until: Duration) {
+        self.shared.lease.send_if_modified(|lease| {
+            let later = until > *lease;
+            *lease = until.max(*lease);
+            later
+        });
+    }
+
+    /// Until when what lives on a lease may live.
+    pub fn lease(&self) -> Duration {
+        *self.shared.lease.borrow()
+    }
+
+    /// Whether the jail ends what lives on a lease. While none is connected, the next one will.
+    pub fn knows_leases(&self) -> bool {
+        self.shared.client.borrow().as_ref().is_none_or(Client::knows_leases)
+    }
+
+    async fn pass_leases_on(self) {
+        let mut lease = self.shared.lease.subscribe();
+        while lease.changed().await.is_ok() {
+            let until = *lease.borrow_and_update();
+            let told = self.call(|client| async move {
+                if client.knows_leases() { client.lease(until).await } else { Ok(()) }
+            });
+            match told.await {
+                Ok(()) => {}
+                Err(ClientError::Closed) => return,
+                // What lives on a lease ends with the one that it has.
+                Err(error) => warn!(%error, "the jail does not take a lease"),
+            }
+        }
     }
 
     /// What this machine can do.

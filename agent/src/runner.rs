@@ -149,7 +149,13 @@ impl Runner<'_> {
         let fate = self.context.jail.follow(key, dir.clone(), false).await;
         self.context.records.write_exec(key).map_err(|error| Cut::infra(&error))?;
         let owner = self.context.owner(self.job.slot);
-        let request = command::request(self.context, &self.job, level, owner)
+        // In this order: as long as the lease runs that there was while nobody had asked it to stop,
+        // no other attempt of the task can have begun. The jail looks at the clock last.
+        let lease = self.lives_on_lease().then(|| self.context.jail.lease());
+        if let Some(stop) = *self.stop.borrow() {
+            return Err(Cut::Stopped(stop));
+        }
+        let request = command::request(self.context, &self.job, level, owner, lease)
             .map_err(|why| Cut::End(Box::new(end(Cause::Sandbox, why))))?;
         self.context.jail.launch(request).await.map_err(|error| Cut::infra(&error))?;
         self.follow(fate).await
@@ -182,9 +188,20 @@ impl Runner<'_> {
         Ok(level)
     }
 
+    /// Whether it must not outlive its node's lease.
+    fn lives_on_lease(&self) -> bool {
+        self.job.assignment.on_disconnect() == v1::OnDisconnect::Kill
+    }
+
     /// The level to run at, or why this node does not.
     fn level(&self) -> Result<jail::Level, Cut> {
         let refuse = |why: String| Err(Cut::End(Box::new(end(Cause::Sandbox, why))));
+        if self.lives_on_lease() && !self.context.jail.knows_leases() {
+            return refuse(
+                "the jail that runs here is of an older version and would not end it when the node is cut off                  (`on_disconnect: kill`); it goes with the last task of that version"
+                    .to_owned(),
+            );
+        }
         match self.job.assignment.sandbox() {
             wanted @ (v1::SandboxLevel::Strict | v1::SandboxLevel::Basic)
                 if wire_level(self.context.strongest) < wanted =>
@@ -536,8 +553,15 @@ fn of_record(record: &ExitRecord, stop: Option<Stop>) -> Ended {
         ExitCause::Exited(_) => (Cause::Exit, String::new()),
         ExitCause::Signalled(_) => (Cause::Signal, String::new()),
         ExitCause::TimedOut => (Cause::Timeout, "it ran longer than its timeout".to_owned()),
+        ExitCause::Killed if record.killer == jail::Killer::Lease => (
+            Cause::Lost,
+            "no coordinator acknowledged its node for too long (on_disconnect: kill)".to_owned(),
+        ),
+        ExitCause::Killed if record.killer == jail::Killer::Orphaned => {
+            (Cause::Infra, "its agent was away for longer than orphan_timeout".to_owned())
+        }
         ExitCause::Killed => match stop {
-            // None: an operator ended it while no daemon ran, or nobody took it up in time. A cancel
+            // None: an operator ended it while no daemon ran. A cancel
             // that a daemon before this one passed on is known to the coordinator anyway.
             Some(Stop::Shutdown) | None => (Cause::Infra, "the agent was stopped with its tasks".to_owned()),
             Some(Stop::Cancel | Stop::Discard) => (Cause::Cancelled, "cancelled".to_owned()),

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use mesh_proto::digest::Digest;
 use mesh_proto::v1::CommitPoint;
 use serde::{Deserialize, Serialize};
 
@@ -22,11 +23,38 @@ pub struct StaleLeader {
     our_incarnation: String,
 }
 
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Point {
     incarnation: String,
     epoch: u64,
     seq: u64,
+}
+
+/// The file: a point with the digest of what it says, or a damaged digit would pass for a higher
+/// epoch and shut the node out of its mesh.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    incarnation: String,
+    epoch: u64,
+    seq: u64,
+    /// Missing in files of the first version.
+    #[serde(default)]
+    sum: Option<String>,
+}
+
+impl Kept {
+    fn new(point: &Point) -> Self {
+        let Point { incarnation, epoch, seq } = point;
+        let sum = Digest::of(format!("{incarnation} {epoch} {seq}").as_bytes()).to_string();
+        Self { incarnation: incarnation.clone(), epoch: *epoch, seq: *seq, sum: Some(sum) }
+    }
+
+    fn read(bytes: &[u8]) -> Option<Point> {
+        let Self { incarnation, epoch, seq, sum } = serde_json::from_slice(bytes).ok()?;
+        let point = Point { incarnation, epoch, seq };
+        sum.is_none_or(|sum| Self::new(&point).sum == Some(sum)).then_some(point)
+    }
 }
 
 /// The highest commit point seen.
@@ -40,7 +68,7 @@ impl Seen {
     /// Reads what was kept. A file that is missing or damaged means that nothing was seen: the
     /// coordinator's own fence still holds.
     pub fn load(path: PathBuf) -> Self {
-        let kept = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let kept = std::fs::read(&path).ok().and_then(|bytes| Kept::read(&bytes));
         Self { path, highest: Mutex::new(kept.unwrap_or_default()) }
     }
 
@@ -87,7 +115,7 @@ impl Seen {
     }
 
     fn save(&self, point: &Point) {
-        let bytes = serde_json::to_vec(point).unwrap_or_default();
+        let bytes = serde_json::to_vec(&Kept::new(point)).unwrap_or_default();
         if let Err(error) = write_whole(&self.path, &bytes) {
             tracing::warn!(path = %self.path.display(), %error, "cannot keep the highest epoch seen");
         }
@@ -104,6 +132,25 @@ mod tests {
 
     fn point(incarnation: &str, epoch: u64, seq: u64) -> CommitPoint {
         CommitPoint { incarnation: incarnation.to_owned(), epoch, seq }
+    }
+
+    #[test]
+    fn a_damaged_file_says_nothing_and_one_of_the_first_version_still_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seen.json");
+        Seen::load(path.clone()).observe(Some(&point("a", 4, 100))).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, damaged).unwrap();
+            let read = Seen::load(path.clone()).point();
+            assert!(read.is_none() || read == Some(point("a", 4, 100)), "bit {bit} flipped: {read:?}");
+        }
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert_eq!(Seen::load(path.clone()).point(), None);
+        std::fs::write(&path, br#"{"incarnation":"a","epoch":3,"seq":7}"#).unwrap();
+        assert_eq!(Seen::load(path).point(), Some(point("a", 3, 7)));
     }
 
     #[test]

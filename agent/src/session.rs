@@ -27,6 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::attempts::Input;
 use crate::backoff::Backoff;
+use crate::clock;
 use crate::facts::{self, Load, Machine};
 use crate::hub::Hub;
 use crate::identity::IdentityDir;
@@ -36,7 +37,8 @@ use crate::spool;
 
 /// How long the coordinator may take to register a node.
 const REGISTER: Duration = Duration::from_secs(20);
-/// How long a registered node's heartbeat may take, at the least.
+/// How long a registered node's heartbeat may take, at the least, unless the coordinator bears
+/// silent nodes for less than twice of it.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Bytes of events in one message; a single larger event still goes.
 const EVENTS: usize = 512 * 1024;
@@ -202,7 +204,10 @@ impl Session {
     async fn open(&mut self) -> Result<RegisterNodeResponse, End> {
         let context = self.hub.context();
         let draining = *self.draining.borrow_and_update();
-        let facts = self.machine.facts(&context.config, &context.node_name, &self.sandbox, draining);
+        let mut facts = self.machine.facts(&context.config, &context.node_name, &self.sandbox, draining);
+        if context.jail.knows_leases() {
+            facts.capabilities.push(names::LEASE.to_owned());
+        }
         let request = RegisterNodeRequest {
             protocol: PROTOCOL_VERSION,
             boot_id: self.machine.boot_id.clone(),
@@ -211,6 +216,7 @@ impl Session {
             seen: self.seen.point(),
         };
         let mut client = context.rpc.client();
+        let sent = clock::boot();
         let answer = tokio::time::timeout(REGISTER, client.register_node(request))
             .await
             .map_err(|_| Code::Timeout.status("the coordinator does not answer"))??
@@ -220,6 +226,8 @@ impl Session {
         for verdict in &answer.verdicts {
             self.verdict(*verdict);
         }
+        // Behind the verdicts: what another attempt has taken the place of gets no time from this.
+        self.prolong(sent, answer.lease_ms);
         self.hub.handle(Input::SessionOpened);
         self.closed.send_replace(draining);
         context.rpc.set_session(Some(answer.session_id.clone()));
@@ -235,6 +243,13 @@ impl Session {
         info!(?endpoints, "coordinators");
         if let Err(error) = self.identity.keep_endpoints(&endpoints) {
             warn!(error = &error as &dyn std::error::Error, "cannot keep the coordinators' addresses");
+        }
+    }
+
+    /// What lives on a lease lives on, from when the acknowledged word was sent.
+    fn prolong(&self, sent: Duration, lease_ms: u32) {
+        if lease_ms > 0 {
+            self.hub.context().jail.prolong(sent + Duration::from_millis(lease_ms.into()));
         }
     }
 
@@ -342,8 +357,9 @@ impl Session {
 
     async fn heartbeats(&self, session: &RegisterNodeResponse) -> End {
         let interval = Duration::from_millis(session.heartbeat_interval_ms.max(50).into());
-        let patience = (interval * 2).max(HEARTBEAT);
-        let offline_after = Duration::from_millis(session.offline_after_ms.into()).max(patience);
+        let offline_after = Duration::from_millis(session.offline_after_ms.into());
+        let patience = (interval * 2).max(HEARTBEAT.min(offline_after / 2));
+        let offline_after = offline_after.max(patience);
         let mut tick = tokio::time::interval(interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut load = Load::default();
@@ -365,6 +381,7 @@ impl Session {
                 echo_token: echo.map_or(0, |(token, _)| token),
                 echo_held_us: echo.map_or(0, |(_, since)| since.elapsed().as_micros() as u64),
             };
+            let sent = clock::boot();
             let late = |_| Code::Timeout.status("a heartbeat was not answered in time");
             let beat = tokio::time::timeout(patience, client.heartbeat(request)).await;
             match beat.map_err(late).and_then(|answer| answer) {
@@ -375,6 +392,7 @@ impl Session {
                     if let Err(stale) = self.seen.observe(answer.leader.as_ref()) {
                         return stale.into();
                     }
+                    self.prolong(sent, answer.lease_ms);
                     self.seen.keep();
                     self.learn(&answer.endpoints);
                 }

@@ -237,6 +237,29 @@ fn the_engine_is_pure() {
     assert!(all.is_empty(), "the engine must stay pure:\n{}", all.join("\n"));
 }
 
+/// Leases, terms and the sessions' patience are measured on clocks that nobody sets.
+#[test]
+fn no_wall_clock_decides_about_leases() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![src.join("grpc/node.rs"), src.join("grpc/node/register.rs")];
+    for room in ["commit", "session", "leader"].map(|room| src.join(room)) {
+        if room.exists() {
+            sources(&room, &mut files);
+        }
+    }
+    assert!(files.len() > 10, "the rooms moved: only {} files", files.len());
+    for file in files {
+        let code = without_comments_and_strings(&fs::read_to_string(&file).expect("a readable source"));
+        for word in words(&code) {
+            assert!(
+                !["SystemTime", "UNIX_EPOCH", "Utc", "Local"].contains(&word),
+                "{}: {word}",
+                file.display()
+            );
+        }
+    }
+}
+
 #[test]
 fn each_kind_of_impurity_is_caught() {
     let bad = [

@@ -26,7 +26,7 @@ pub use cli::{Outcome, Running, meshctl_alone};
 pub use gate::Gate;
 pub use http::{Reply, get};
 pub use job::Job;
-pub use mesh::{Mesh, MeshOptions};
+pub use mesh::{Mesh, MeshOptions, Stopped};
 pub use process::{Signal, signal};
 pub use proxy::{Connection, Proxy, Way};
 pub use second::Second;

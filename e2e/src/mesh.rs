@@ -180,6 +180,14 @@ impl Mesh {
         assert!(ended.is_none(), "the coordinator died while it was stopped");
     }
 
+    /// Stops every process of the private Postgres until the value goes.
+    pub fn stop_postgres(&self) -> Stopped {
+        let stopped = Stopped(crate::process::marked(&self.data_dir().join("postgres")));
+        assert!(!stopped.0.is_empty(), "the private Postgres runs");
+        stopped.0.iter().for_each(|pid| crate::signal(*pid, Signal::SIGSTOP));
+        stopped
+    }
+
     /// SIGTERM to the coordinator, and its exit status.
     #[track_caller]
     pub fn stop_coordinator(&mut self) -> ExitStatus {
@@ -344,6 +352,15 @@ impl Mesh {
     pub fn node_becomes(&self, name: &str, state: &str) {
         let what = format!("node {name} becomes {state}");
         wait::until(secs(30), &what, || self.node(name).filter(|node| node["state"] == state));
+    }
+}
+
+/// Processes that are stopped. They go on when the value goes.
+pub struct Stopped(std::collections::BTreeSet<u32>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|pid| crate::signal(*pid, Signal::SIGCONT));
     }
 }
 

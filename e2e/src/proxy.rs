@@ -3,7 +3,8 @@
 //! back, lose them in one direction while everything looks open, and be slow.
 //!
 //! What is said to the [`Proxy`] holds for every connection and for those to come; what is said to
-//! a [`Connection`] holds for it alone, until the proxy is told something else.
+//! a [`Connection`] holds for it alone, until the proxy is told something else. Processes can be
+//! spared: their connections pass, whatever happens to the others.
 //!
 //! ```text
 //! client ── reader ─(bounded queue)─ writer ─▶ target      Way::Up
@@ -11,7 +12,8 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fs,
     io::{self, Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
@@ -98,12 +100,23 @@ struct State {
     rules: Rules,
     links: BTreeMap<u64, Link>,
     taken: u64,
+    /// Processes whose connections pass.
+    spared: BTreeSet<u32>,
+}
+
+impl State {
+    /// The connections that what is said to the proxy holds for.
+    fn bound(&mut self) -> impl Iterator<Item = &mut Link> {
+        self.links.values_mut().filter(|link| !link.spared)
+    }
 }
 
 struct Link {
     rules: Rules,
     /// Bytes of it are missing: it cannot go on once the cable is whole.
     lossy: bool,
+    /// Nothing that is said to the proxy holds for it.
+    spared: bool,
     /// Ways that have not come to their end.
     open: u8,
     streams: [TcpStream; 2],
@@ -153,7 +166,7 @@ impl Proxy {
 
     /// Breaks every connection once; new ones pass.
     pub fn flap(&self) {
-        self.shared.change(|state| state.links.values().for_each(Link::close));
+        self.shared.change(|state| state.bound().for_each(|link| link.close()));
     }
 
     /// Keeps the bytes of one way back until it is healed; then they go on, none missing.
@@ -176,7 +189,7 @@ impl Proxy {
     fn set(&self, way: Way, passage: Passage) {
         self.shared.change(|state| {
             state.rules.set(way, passage);
-            state.links.values_mut().for_each(|link| link.rules.set(way, passage));
+            state.bound().for_each(|link| link.rules.set(way, passage));
         });
     }
 
@@ -184,7 +197,7 @@ impl Proxy {
     pub fn delay(&self, by: Duration) {
         self.shared.change(|state| {
             state.rules.delay = by;
-            state.links.values_mut().for_each(|link| link.rules.delay = by);
+            state.bound().for_each(|link| link.rules.delay = by);
         });
     }
 
@@ -194,8 +207,16 @@ impl Proxy {
             state.refuses = false;
             let whole = Rules { delay: state.rules.delay, ..Rules::default() };
             state.rules = whole;
+            state.bound().for_each(|link| link.heal(whole));
+        });
+    }
+
+    /// Lets what this process has and will have through the cable pass from now on.
+    pub fn spare(&self, pid: u32) {
+        self.shared.change(|state| {
+            state.spared.insert(pid);
             for link in state.links.values_mut() {
-                link.heal(whole);
+                link.spared |= owns(pid, &link.streams[0]);
             }
         });
     }
@@ -329,10 +350,11 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 fn forward(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
-    let (number, target) = {
+    let (number, target, passes) = {
         let mut state = shared.lock();
         state.taken += 1;
-        (state.taken, state.target.clone().filter(|_| !state.refuses))
+        let passes = state.spared.iter().any(|pid| owns(*pid, &client));
+        (state.taken, state.target.clone().filter(|_| passes || !state.refuses), passes)
     };
     let Some(target) = target else { return client.shutdown(Shutdown::Both) };
     let server = TcpStream::connect(target)?;
@@ -341,12 +363,12 @@ fn forward(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     }
     let link = |rules| -> io::Result<Link> {
         let streams = [client.try_clone()?, server.try_clone()?];
-        Ok(Link { rules, lossy: false, open: 2, streams })
+        Ok(Link { rules, lossy: false, spared: passes, open: 2, streams })
     };
     {
         let mut state = shared.lock();
-        let link = link(state.rules)?;
-        if state.refuses {
+        let link = link(if passes { Rules::default() } else { state.rules })?;
+        if state.refuses && !passes {
             link.close();
         }
         state.links.insert(number, link);
@@ -386,4 +408,20 @@ fn write(shared: &Shared, number: u64, way: Way, mut to: TcpStream, pieces: &Rec
             shared.change(|state| state.links.get(&number).into_iter().for_each(Link::close));
         }
     }
+}
+
+/// Whether the far end of a loopback connection belongs to a process.
+fn owns(pid: u32, stream: &TcpStream) -> bool {
+    let (Ok(near), Ok(far)) = (stream.local_addr(), stream.peer_addr()) else { return false };
+    let (from, to) = (format!(":{:04X}", far.port()), format!(":{:04X}", near.port()));
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let inode = table.lines().find_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (local, remote) = (fields.nth(1)?, fields.next()?);
+        // State, queues, timer, retransmissions, user, timeout, inode.
+        (local.ends_with(&from) && remote.ends_with(&to)).then(|| fields.nth(6))?
+    });
+    let Some(socket) = inode.map(|inode| format!("socket:[{inode}]")) else { return false };
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    open.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path.as_os_str() == socket.as_str()))
 }

@@ -20,7 +20,8 @@ pub struct Event {
 }
 
 impl Witness {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    /// One in a file of the test's own.
+    pub fn new(path: PathBuf) -> Self {
         fs::write(&path, "").expect("make the witness file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("open the witness to all");
         Self { path }

@@ -45,6 +45,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("name: a\ncommand: [x]\nresources: {memory: ▸lots}\n", "MiB"),
     ("name: a\ncommand: [x]\nretry: {attempts: ▸0}\n", "1"),
     ("name: a\ncommand: [x]\nretry: {on: [▸boredom]}\n", "timeout"),
+    ("name: a\ncommand: [x]\non_disconnect: ▸stop\n", "kill"),
     // Files.
     ("name: a\ncommand: [x]\ninputs: [{from: ▸no-such-file}]\n", "no-such-file"),
     ("name: a\ncommand: [x]\ninputs: [{from: there, to: ▸/etc/passwd}]\n", "absolute"),
@@ -53,7 +54,6 @@ const MISTAKES: &[(&str, &str)] = &[
     ("name: a\ncommand: [x]\noutputs: [▸/etc/passwd]\n", "absolute"),
     ("name: a\ncommand: [x]\noutputs: [▸a/../../b]\n", ".."),
     // What comes later is refused with that reason, never ignored.
-    ("name: a\ncommand: [x]\non_disconnect: ▸kill\n", "kill"),
     ("name: a\ncommand: [x]\nmounts: [{name: data, to: ▸/etc}]\n", "place"),
     ("name: a\ncommand: [x]\nresources: {▸gpu: 1}\n", "gpu"),
     ("name: a\ncommand: [x]\nresources: {▸disk: 1GiB}\n", "disk"),

@@ -152,3 +152,15 @@ fn a_delay_makes_every_byte_late_and_none_slow() {
     assert!(begun.elapsed() >= delay * 2, "{:?}", begun.elapsed());
     assert!(begun.elapsed() < secs(2), "each word waited for the one before: {:?}", begun.elapsed());
 }
+
+#[test]
+fn what_a_spared_process_sends_passes() {
+    let proxy = echo();
+    let mut before = connect(&proxy);
+    echoes(&mut before, "one");
+    proxy.spare(std::process::id());
+    proxy.cut();
+    proxy.partition();
+    echoes(&mut before, "two");
+    echoes(&mut connect(&proxy), "three");
+}

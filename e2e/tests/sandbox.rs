@@ -109,7 +109,10 @@ fn whatever_a_strict_task_leaves_is_collected_bounded_or_refused() {
         ("fifo", "mkfifo out/x"),
         ("socket", "python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"out/x\")'"),
         ("device", "mknod out/x c 1 3 || echo refused; ln /etc/passwd out/y || echo refused"),
-        ("deep", "d=$(printf 'd%.0s' $(seq 200)); cd out; for i in $(seq 15); do mkdir $d; cd $d; done; echo x > x"),
+        (
+            "deep",
+            "d=$(printf 'd%.0s' $(seq 200)); cd out; for i in $(seq 15); do mkdir $d; cd $d; done; echo x > x",
+        ),
         ("strange", "touch \"$(printf 'out/not \\377utf8')\""),
         ("many", &format!("python3 -c \"{many}\"")),
         ("large", "head -c 2000000 /dev/zero > out/x"),

@@ -6,6 +6,9 @@ use std::fmt::Write as _;
 pub const MAX_NAME: usize = 64;
 /// Longest relative path in bytes.
 pub const MAX_PATH: usize = 1024;
+/// The capability of agents that end tasks with `on_disconnect: kill` when their lease is over;
+/// such tasks ask for it by themselves.
+pub const LEASE: &str = "on_disconnect.kill";
 
 /// Why a name or path is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

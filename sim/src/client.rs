@@ -189,6 +189,7 @@ impl World {
             }
             Reply::Refused(Refusal::NoSuchNode | Refusal::KeyUsed(_))
             | Reply::Registered { .. }
+            | Reply::Heard { .. }
             | Reply::Node(_)
             | Reply::Nodes(_)
             | Reply::Explained(_) => {

@@ -108,7 +108,13 @@ impl World {
                 let answer = if !self.live(node, session) {
                     Err(No::Stale)
                 } else if self.ready() {
-                    let event = Event::Heartbeat { node, session, load_permille: 100, rtt_us: Some(500) };
+                    let event = Event::Heartbeat {
+                        reply: None,
+                        node,
+                        session,
+                        load_permille: 100,
+                        rtt_us: Some(500),
+                    };
                     self.enqueue(event, None);
                     Ok(self.standing())
                 } else {
@@ -555,6 +561,7 @@ impl World {
             | Say::Reply(
                 _,
                 Reply::Registered { .. }
+                | Reply::Heard { .. }
                 | Reply::Node(_)
                 | Reply::Nodes(_)
                 | Reply::Explained(_)

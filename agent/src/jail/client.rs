@@ -23,8 +23,8 @@ use tokio::{
 
 use super::{
     protocol::{
-        Answer, Call, Event, Hello, Message, Op, Probe, ProtocolError, SOCKET, StartRequest, Status, decode,
-        encode,
+        Answer, Call, Event, Hello, LEASES, Message, Op, Probe, ProtocolError, SOCKET, StartRequest, Status,
+        decode, encode,
     },
     scope,
 };
@@ -120,7 +120,7 @@ async fn run_jail(
     let output = command
         .args([OsStr::new("jail"), OsStr::new("--detach"), OsStr::new("--dir"), options.dir.as_os_str()])
         .arg("--orphan-timeout")
-        .arg(format!("{}s", options.orphan_timeout.as_secs()))
+        .arg(mesh_proto::duration::format_duration(options.orphan_timeout))
         .args(options.testing.then_some("--testing"))
         // It keeps its environment for as long as it lives; the daemon's may hold a join token.
         .env_clear()
@@ -145,6 +145,7 @@ async fn run_jail(
 pub struct Client {
     calls: mpsc::Sender<Asked>,
     jail_pid: u32,
+    jail_version: u32,
 }
 
 impl Client {
@@ -186,7 +187,7 @@ impl Client {
                 tracing::warn!(%error, "connection to the jail lost");
             }
         });
-        Ok((Self { calls, jail_pid: hello.pid }, Events(events)))
+        Ok((Self { calls, jail_pid: hello.pid, jail_version: hello.version }, Events(events)))
     }
 
     /// Connects to the living jail of `options.dir`, or starts one in a session of its own.
@@ -240,6 +241,17 @@ impl Client {
     /// The jail's process id.
     pub fn jail_pid(&self) -> u32 {
         self.jail_pid
+    }
+
+    /// Whether the jail ends what lives on a lease: one of an older version does not.
+    pub fn knows_leases(&self) -> bool {
+        self.jail_version >= LEASES
+    }
+
+    /// What lives on a lease may live until this moment of the boot-time clock. Not for a jail that
+    /// knows no leases.
+    pub async fn lease(&self, until: Duration) -> Result<(), ClientError> {
+        self.ask_done(Op::Lease { until }).await
     }
 
     async fn ask(&self, op: Op) -> Result<Answer, ClientError> {

@@ -64,8 +64,8 @@ mod system;
 pub use client::{Client, ClientError, Events, Options};
 pub use entry::main;
 pub use protocol::{
-    Bounds, Event, ExitCause, ExitRecord, Layer, Level, Limits, Mount, Network, Probe, Rlimits, StartRequest,
-    Started, State, Status, WORK, Wall,
+    Bounds, Event, ExitCause, ExitRecord, Killer, Layer, Level, Limits, Mount, Network, Probe, Rlimits,
+    StartRequest, Started, State, Status, WORK, Wall,
 };
 pub use record::{RecordError, read_exit_record};
 

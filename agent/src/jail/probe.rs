@@ -236,6 +236,7 @@ fn everything(dir: &Path, facts: &Facts, system: &System, tree: &Path) -> Result
         mounts: Vec::new(),
         bounds: Bounds::default(),
         without: Vec::new(),
+        lease: None,
     };
     let facts = Facts { strongest: Level::Strict, limits: Limits::Rlimit, ..*facts };
     let result = shell(&request, &facts, system, tree);

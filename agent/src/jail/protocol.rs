@@ -7,8 +7,10 @@ use std::{path::PathBuf, time::Duration};
 use mesh_proto::ids::AttemptKey;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// Version of this protocol.
-pub const VERSION: u32 = 1;
+/// Version of this protocol. From 2 on there are leases.
+pub const VERSION: u32 = 2;
+/// The first version that knows leases.
+pub const LEASES: u32 = 2;
 /// The oldest version that this side still speaks.
 pub const OLDEST: u32 = 1;
 /// The largest message, in bytes: 128 KiB of argv and environment with every byte escaped fit.
@@ -149,6 +151,10 @@ pub struct StartRequest {
     /// What to leave away of level strict; refused by a jail that was not started for tests.
     #[serde(default)]
     pub without: Vec<Wall>,
+    /// It lives on a lease, which ends at this moment of the boot-time clock unless [`Op::Lease`]
+    /// prolongs it; one that is over starts nothing. None: it needs no lease.
+    #[serde(default)]
+    pub lease: Option<Duration>,
 }
 
 /// Why an attempt's process ended.
@@ -179,7 +185,7 @@ pub enum ExitCause {
 pub struct ExitRecord {
     pub attempt: AttemptKey,
     pub cause: ExitCause,
-    /// Unix milliseconds.
+    /// Unix milliseconds; 0: it never ran.
     pub started_at_ms: u64,
     /// Unix milliseconds.
     pub ended_at_ms: u64,
@@ -192,6 +198,22 @@ pub struct ExitRecord {
     /// Bytes of the spool, frame headers counted; nothing is added any more.
     pub spool_len: u64,
     pub output_cut: bool,
+    /// Who ended it, when the cause is [`ExitCause::Killed`].
+    #[serde(default)]
+    pub killer: Killer,
+}
+
+/// Who ended an attempt that did not end by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Killer {
+    /// A daemon or an operator asked for it.
+    #[default]
+    Request,
+    /// Its lease was over.
+    Lease,
+    /// No daemon came for too long.
+    Orphaned,
 }
 
 /// The command runs.
@@ -294,6 +316,11 @@ pub enum Op {
     List,
     Forget {
         attempt: AttemptKey,
+    },
+    /// Every attempt that lives on a lease may live until this moment of the boot-time clock; an
+    /// earlier moment than was said before changes nothing.
+    Lease {
+        until: Duration,
     },
     Probe,
     /// End; with tasks running only when they are to be killed.

@@ -99,7 +99,10 @@ impl Pending {
 mod tests {
     use mesh_proto::ids::{AttemptKey, JobNumber, TaskKey};
 
-    use super::{super::protocol::ExitCause, *};
+    use super::{
+        super::protocol::{ExitCause, Killer},
+        *,
+    };
 
     fn record() -> ExitRecord {
         ExitRecord {
@@ -112,6 +115,7 @@ mod tests {
             max_rss_bytes: 1 << 20,
             spool_len: 77,
             output_cut: false,
+            killer: Killer::Request,
         }
     }
 

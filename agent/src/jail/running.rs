@@ -21,7 +21,7 @@ use super::{
     keeper::{self, Keeper, Stdio, Word},
     log,
     plan::Plan,
-    protocol::{Bounds, ExitCause, ExitRecord, StartRequest, Started, Wall},
+    protocol::{Bounds, ExitCause, ExitRecord, Killer, StartRequest, Started, Wall},
     record::Pending,
     slot::Slot,
     spool::{Buffer, Spool},
@@ -49,7 +49,7 @@ pub enum Source {
 #[derive(Clone, Debug)]
 enum Reason {
     TimedOut,
-    Killed,
+    Killed(Killer),
     OutOfMemory,
     OutputLost(String),
 }
@@ -100,6 +100,8 @@ pub struct Running {
     began: Duration,
     began_ms: u64,
     timeout: Option<Duration>,
+    /// When its lease ends, if it lives on one.
+    lease: Option<Duration>,
     grace: Duration,
     ending: Option<Ending>,
     verdict: Option<Verdict>,
@@ -194,6 +196,7 @@ impl Running {
             began: clock::boot(),
             began_ms: clock::wall_ms(),
             timeout: request.timeout,
+            lease: request.lease,
             grace: request.grace,
             ending: None,
             verdict: None,
@@ -341,12 +344,17 @@ impl Running {
 
     /// Ends it on request.
     pub fn kill(&mut self, grace: Duration) {
-        self.end(&Reason::Killed, grace);
+        self.end(&Reason::Killed(Killer::Request), grace);
     }
 
     /// Ends it because the jail ends, with its own grace.
-    pub fn shut(&mut self) {
-        self.end(&Reason::Killed, self.grace);
+    pub fn shut(&mut self, killer: Killer) {
+        self.end(&Reason::Killed(killer), self.grace);
+    }
+
+    /// Its lease, if it lives on one, goes on until then.
+    pub fn prolong(&mut self, until: Duration) {
+        self.lease = self.lease.map(|lease| lease.max(until));
     }
 
     /// Ends it because the jail cannot serve it.
@@ -381,11 +389,17 @@ impl Running {
     /// When it next wants a [`tick`](Self::tick).
     pub fn deadline(&self) -> Option<Duration> {
         match &self.ending {
-            Some(ending) => (ending.stage != Stage::Over).then_some(ending.next),
-            None if self.started.is_some() && self.verdict.is_none() => {
-                self.timeout.map(|timeout| self.began.saturating_add(timeout))
+            // A task that was asked to end has no longer than its lease either.
+            Some(ending) if ending.stage == Stage::Asked => {
+                Some(self.lease.map_or(ending.next, |lease| ending.next.min(lease)))
             }
-            None => None,
+            Some(ending) => (ending.stage != Stage::Over).then_some(ending.next),
+            None if self.verdict.is_some() => None,
+            None => {
+                let timeout = self.timeout.filter(|_| self.started.is_some());
+                let timeout = timeout.map(|timeout| self.began.saturating_add(timeout));
+                self.lease.into_iter().chain(timeout).min()
+            }
         }
     }
 
@@ -394,8 +408,14 @@ impl Running {
         if self.deadline().is_none_or(|deadline| deadline > now) {
             return;
         }
+        let lease_is_over = self.lease.is_some_and(|lease| lease <= now);
         let Some(ending) = &mut self.ending else {
-            self.end(&Reason::TimedOut, self.grace);
+            // A lease has room for the killing behind its end, not for more.
+            if lease_is_over {
+                self.end(&Reason::Killed(Killer::Lease), Duration::ZERO);
+            } else {
+                self.end(&Reason::TimedOut, self.grace);
+            }
             return;
         };
         match ending.stage {
@@ -439,6 +459,10 @@ impl Running {
             max_rss_bytes: self.usage.max_rss_bytes,
             spool_len: self.spool.length(),
             output_cut: self.spool.cut(),
+            killer: match &self.ending {
+                Some(Ending { reason: Reason::Killed(killer), .. }) => *killer,
+                Some(_) | None => Killer::Request,
+            },
         };
         if let Err(error) = self.pending.write(&self.attempt_dir, &record) {
             // The daemon still hears of it; only a jail that dies before would lose it.
@@ -485,7 +509,7 @@ impl Running {
         if let Some(ending) = &self.ending {
             return match &ending.reason {
                 Reason::TimedOut => ExitCause::TimedOut,
-                Reason::Killed => ExitCause::Killed,
+                Reason::Killed(_) => ExitCause::Killed,
                 Reason::OutOfMemory => ExitCause::OutOfMemory,
                 Reason::OutputLost(error) => ExitCause::OutputLost(error.clone()),
             };

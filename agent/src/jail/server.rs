@@ -26,7 +26,7 @@ use super::{
     conn::{Conn, ConnError},
     log,
     plan::Facts,
-    protocol::{Call, Event, ExitRecord, Message, Probe},
+    protocol::{Call, Event, ExitRecord, Killer, Message, Probe},
     running::{Running, Source},
     slot::Slots,
     spool::Buffer,
@@ -83,6 +83,8 @@ pub struct Server {
     alone_since: Option<Duration>,
     idle_since: Duration,
     ending: bool,
+    /// Until when what lives on a lease may live, as far as a daemon said.
+    lease: Duration,
     next: u64,
     buffer: Buffer,
 }
@@ -124,6 +126,7 @@ impl Server {
             alone_since: Some(now),
             idle_since: now,
             ending: false,
+            lease: Duration::ZERO,
             next: 0,
             buffer: Buffer::new(),
         })
@@ -198,7 +201,7 @@ impl Server {
             let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
             if signal != libc::SIGCHLD {
                 log("told to end by a signal: ending all tasks");
-                self.shut();
+                self.shut(Killer::Request);
             }
         }
         while let Ok(Some(dead)) = sys::reap() {
@@ -351,11 +354,11 @@ impl Server {
         self.running.get(&number)
     }
 
-    fn shut(&mut self) {
+    fn shut(&mut self, killer: Killer) {
         self.ending = true;
         self.idle_since = clock::boot();
         for running in self.running.values_mut() {
-            running.shut();
+            running.shut(killer);
         }
     }
 
@@ -384,7 +387,7 @@ impl Server {
             && now.saturating_sub(since) >= self.options.orphan_timeout
         {
             log("no daemon came for too long: ending all tasks");
-            self.shut();
+            self.shut(Killer::Orphaned);
         }
     }
 

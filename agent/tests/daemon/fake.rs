@@ -52,6 +52,8 @@ pub struct State {
     pub refuse: Option<(Code, &'static str)>,
     /// Answer heartbeats that nothing can be served now.
     pub busy: bool,
+    /// What an acknowledged word of the node brings, in milliseconds.
+    pub lease_ms: u32,
     pub window: u32,
     /// Output that came beyond the window.
     pub overrun: bool,
@@ -102,6 +104,7 @@ impl Fake {
             epoch: 5,
             refuse: None,
             busy: false,
+            lease_ms: 10_000,
             window: 1 << 20,
             overrun: false,
             listed: vec![],
@@ -307,6 +310,7 @@ impl Node for Fake {
                 node_id: state.node.to_string(),
                 output_window_bytes: state.window,
                 endpoints: Vec::new(),
+                lease_ms: state.lease_ms,
             }))
         })
     }
@@ -316,14 +320,19 @@ impl Node for Fake {
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let leader = self.leader();
-        let (token, busy) = self.change(|state| {
+        let (token, busy, lease_ms) = self.change(|state| {
             state.heartbeats.push(request.into_inner());
-            (1000 + state.heartbeats.len() as u64, state.busy)
+            (1000 + state.heartbeats.len() as u64, state.busy, state.lease_ms)
         });
         if busy {
             return Err(Code::Unavailable.status("recovering"));
         }
-        Ok(Response::new(v1::HeartbeatResponse { token, leader: Some(leader), endpoints: Vec::new() }))
+        Ok(Response::new(v1::HeartbeatResponse {
+            token,
+            leader: Some(leader),
+            endpoints: Vec::new(),
+            lease_ms,
+        }))
     }
 
     async fn assign_task(

@@ -2,9 +2,11 @@
 
 mod blobs;
 mod crash;
+mod damage;
 mod ends;
 mod fake;
 mod join;
+mod lease;
 mod output;
 mod process;
 mod session;

@@ -29,7 +29,8 @@ async fn a_node_says_what_it_is_and_beats() {
     let facts = fake.state().registrations[0].facts.clone().unwrap();
     assert_eq!((facts.name.as_str(), facts.slots, facts.cpu_millis), ("desk", 3, 3000));
     assert_eq!((facts.memory_bytes, facts.tags["zone"].as_str()), (2 << 30, "lab"));
-    assert_eq!((facts.capabilities, facts.resources["licence"]), (vec!["ffmpeg".to_owned()], 2));
+    assert_eq!(facts.capabilities, ["ffmpeg", mesh_proto::names::LEASE]);
+    assert_eq!(facts.resources["licence"], 2);
     assert_eq!(facts.os, "linux");
     let sandbox = facts.sandbox.unwrap();
     assert_eq!(sandbox.strongest(), v1::SandboxLevel::Strict, "{:?}", sandbox.layers);

@@ -205,6 +205,7 @@ impl Node {
             mounts: Vec::new(),
             bounds: Bounds::default(),
             without: Vec::new(),
+            lease: None,
         }
     }
 

@@ -109,7 +109,7 @@ impl Mesh {
             mesh.handle(&Event::SessionOpened { node, session });
             // No two alike, or ties would decide.
             let (load_permille, rtt_us) = (number * 7 % 900, Some(u64::from(200 + number * 13 % 5000)));
-            mesh.handle(&Event::Heartbeat { node, session, load_permille, rtt_us });
+            mesh.handle(&Event::Heartbeat { reply: None, node, session, load_permille, rtt_us });
         }
         mesh.engine.settle(mesh.now, &mut mesh.fx);
         mesh.take_dispatches();

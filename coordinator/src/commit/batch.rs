@@ -11,7 +11,7 @@ use tokio::time::Instant as Deadline;
 
 use crate::{
     engine::{
-        effect::{Ack, Effects, Say, Write},
+        effect::{Ack, Effects, Reply, Say, Write},
         event::{Event, NewJob, ReplyId},
     },
     failpoint::{Point, reach},
@@ -73,6 +73,8 @@ impl Batch {
 /// watcher sees of a job that goes on may be a moment old.
 fn presses(say: &Say) -> bool {
     match say {
+        // A heartbeat is answered soon enough with the batch.
+        Say::Reply(_, Reply::Heard { .. }) => false,
         Say::Reply(..)
         | Say::Dispatch { .. }
         | Say::Withdraw { .. }
@@ -142,9 +144,9 @@ pub(super) fn reply_of(event: &Event) -> Option<ReplyId> {
         | Event::NodeChanged { reply, .. }
         | Event::TaskAsked { reply, .. }
         | Event::NodesAsked { reply } => Some(*reply),
+        Event::Heartbeat { reply, .. } => *reply,
         Event::SessionOpened { .. }
         | Event::SessionClosed { .. }
-        | Event::Heartbeat { .. }
         | Event::AttemptStarted { .. }
         | Event::AttemptEnded { .. }
         | Event::AttemptWithdrawn { .. }

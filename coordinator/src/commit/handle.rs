@@ -14,7 +14,10 @@ use mesh_proto::{
     ids::Incarnation,
     v1::CommitPoint,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, metadata::MetadataValue};
 
@@ -207,17 +210,43 @@ impl From<CoreError> for Status {
 impl Core {
     /// Has an event handled and waits until what it brought is committed.
     pub async fn ask(&self, event: impl FnOnce(ReplyId) -> Event) -> Result<Reply, CoreError> {
-        self.ready()?;
-        let id = ReplyId(self.next_reply.fetch_add(1, Ordering::Relaxed));
-        let (send, receive) = oneshot::channel();
-        let message = Message { event: event(id), reply: Some((id, send)) };
-        self.queue.send(message).await.map_err(|_| CoreError::Ended)?;
-        match receive.await {
+        let reply = self.send(event).await?;
+        self.answer(reply).await
+    }
+
+    /// The same, but whoever asks waits no longer than `patience` once the engine has the event:
+    /// none when that is over. The event is handled all the same.
+    pub async fn ask_within(
+        &self,
+        patience: Duration,
+        event: impl FnOnce(ReplyId) -> Event,
+    ) -> Result<Option<Reply>, CoreError> {
+        let reply = self.send(event).await?;
+        match timeout(patience, self.answer(reply)).await {
+            Ok(answer) => answer.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn answer(&self, reply: oneshot::Receiver<Reply>) -> Result<Reply, CoreError> {
+        match reply.await {
             Ok(Reply::Refused(refusal)) => Err(CoreError::Refused(refusal)),
             Ok(reply) => Ok(reply),
             // The term that heard it is over.
             Err(_) => Err(self.ready().err().unwrap_or(CoreError::Recovering)),
         }
+    }
+
+    async fn send(
+        &self,
+        event: impl FnOnce(ReplyId) -> Event,
+    ) -> Result<oneshot::Receiver<Reply>, CoreError> {
+        self.ready()?;
+        let id = ReplyId(self.next_reply.fetch_add(1, Ordering::Relaxed));
+        let (send, receive) = oneshot::channel();
+        let message = Message { event: event(id), reply: Some((id, send)) };
+        self.queue.send(message).await.map_err(|_| CoreError::Ended)?;
+        Ok(receive)
     }
 
     /// Has an event handled. Nobody waits for it: if it is lost in a rebuild, its sender says

@@ -59,6 +59,13 @@ impl Timings {
         self.adoption_grace.unwrap_or(self.offline_after)
     }
 
+    /// How long tasks with `on_disconnect: kill` go on after the last word of their node that a
+    /// leader acknowledged. The rest of `offline_after` is for their ending and for clocks that
+    /// run unevenly: once the node is offline, they are gone for sure.
+    pub fn lease(&self) -> Duration {
+        self.offline_after * 3 / 4
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         const DAY: Duration = Duration::from_hours(24);
         let ms = Duration::from_millis;
@@ -66,6 +73,9 @@ impl Timings {
         above("timings.suspect_after", self.suspect_after, "heartbeat", self.heartbeat)?;
         above("timings.offline_after", self.offline_after, "suspect_after", self.suspect_after)?;
         between("timings.offline_after", self.offline_after, ms(150), 7 * DAY)?;
+        // A lease that does not outlast a lost heartbeat would end tasks for nothing.
+        let thrice = self.heartbeat * 3;
+        between("timings.offline_after", self.offline_after, thrice, 7 * DAY)?;
         between("timings.adoption_grace", self.adoption_grace(), Duration::ZERO, 7 * DAY)?;
         between("timings.leader_beat", self.leader_beat, ms(20), Duration::from_mins(1))?;
         // One late beat must not cost a healthy leader its office.

@@ -160,9 +160,23 @@ pub enum Ack {
 /// The answer to a caller.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    Submitted { number: JobNumber, uuid: JobId, existed: bool },
-    Cancelled { number: JobNumber, state: JobState },
-    Registered { verdicts: Vec<(AttemptKey, Verdict)> },
+    Submitted {
+        number: JobNumber,
+        uuid: JobId,
+        existed: bool,
+    },
+    Cancelled {
+        number: JobNumber,
+        state: JobState,
+    },
+    Registered {
+        verdicts: Vec<(AttemptKey, Verdict)>,
+    },
+    /// A heartbeat was taken in. Only one that `counts`, as a word of the node's own session, puts
+    /// off the moment at which the node is offline, and may so be answered with a lease.
+    Heard {
+        counts: bool,
+    },
     Node(Box<NodeView>),
     Nodes(Vec<NodeView>),
     Explained(Box<Explanation>),

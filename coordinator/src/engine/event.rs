@@ -38,6 +38,8 @@ pub enum Event {
         session: SessionId,
     },
     Heartbeat {
+        /// Who waits to hear that it counts; see [`super::effect::Reply::Heard`].
+        reply: Option<ReplyId>,
         node: NodeId,
         session: SessionId,
         load_permille: u32,

@@ -123,8 +123,11 @@ impl Engine {
             Event::NodeRegistered { reply, registration } => self.register(now, *reply, registration, fx),
             Event::SessionOpened { node, session } => self.open_session(now, *node, *session, fx),
             Event::SessionClosed { node, session } => self.close_session(now, *node, *session),
-            Event::Heartbeat { node, session, load_permille, rtt_us } => {
-                self.heartbeat(now, *node, *session, *load_permille, *rtt_us);
+            Event::Heartbeat { reply, node, session, load_permille, rtt_us } => {
+                let counts = self.heartbeat(now, *node, *session, *load_permille, *rtt_us);
+                if let Some(reply) = reply {
+                    fx.says.push(Say::Reply(*reply, Reply::Heard { counts }));
+                }
             }
             Event::AttemptStarted { node, attempt, sandbox } => {
                 self.attempt_started(now, *node, *attempt, *sandbox, fx);

@@ -159,6 +159,7 @@ impl Engine {
         }
     }
 
+    /// Tells whether it counts: whether the node's silence is measured from here.
     pub(super) fn heartbeat(
         &mut self,
         now: Time,
@@ -166,10 +167,10 @@ impl Engine {
         session: SessionId,
         load_permille: u32,
         rtt_us: Option<u64>,
-    ) {
-        let Some(node) = self.nodes.get_mut(&id) else { return };
+    ) -> bool {
+        let Some(node) = self.nodes.get_mut(&id) else { return false };
         if node.session.is_none_or(|live| live.id != session) {
-            return;
+            return false;
         }
         node.load_permille = Some(load_permille.min(1000));
         if let Some(rtt) = rtt_us {
@@ -177,6 +178,7 @@ impl Engine {
         }
         self.heard(now, id);
         self.reindex(now, id);
+        true
     }
 
     /// The node spoke.

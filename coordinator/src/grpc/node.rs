@@ -101,6 +101,7 @@ impl Node for NodeService {
             node_id: node.to_string(),
             output_window_bytes: self.output_window,
             endpoints: self.directory.members(),
+            lease_ms: self.lease_ms(),
         }))
     }
 
@@ -122,10 +123,14 @@ impl Node for NodeService {
             self.metrics.set_rtt(&name, std::time::Duration::from_micros(rtt));
         }
         let (session, load_permille) = (live.session, request.load_permille);
-        self.core.tell(Event::Heartbeat { node, session, load_permille, rtt_us }).await?;
+        let heartbeat = |reply| Event::Heartbeat { reply: Some(reply), node, session, load_permille, rtt_us };
+        // An agent must hear that the coordinator lives also while the database keeps it waiting.
+        let heard = self.core.ask_within(self.timings.heartbeat / 2, heartbeat).await?;
+        let counts = matches!(heard, Some(Reply::Heard { counts: true }));
         Ok(Response::new(HeartbeatResponse {
-            token: now,
+            token: boot_us(),
             leader: Some(self.core.standing().point()),
+            lease_ms: if counts { self.lease_ms() } else { 0 },
             endpoints: self.directory.members(),
         }))
     }

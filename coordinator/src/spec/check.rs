@@ -8,7 +8,7 @@ use mesh_proto::{
     mounts::{MAX_MOUNTS, check_place},
     names::{check_name, check_path},
     template::{Element, replace},
-    v1::{FileEntry, Item, JobSpec, OnDisconnect, SandboxLevel, TaskSpec, array_spec},
+    v1::{FileEntry, Item, JobSpec, SandboxLevel, TaskSpec, array_spec},
 };
 
 use super::{definition::count, needs::check_needs};
@@ -155,9 +155,6 @@ fn check_task(job: &JobSpec, task: &TaskSpec, limits: &Limits) -> Result<(), Spe
     check_outputs(task, limits)?;
     check_where(task)?;
     check_mounts(task)?;
-    if task.on_disconnect() == OnDisconnect::Kill {
-        return bad("on_disconnect", "kill comes with a later version; only keep is available");
-    }
     let resources = task.resources.clone().unwrap_or_default();
     if resources.cpu_millis == 0 {
         return bad("resources.cpu", "must be at least 0.001");

@@ -1,9 +1,9 @@
 //! From the wire's task specs to the engine's definitions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use mesh_proto::v1::{self, Cause, Network, SandboxLevel, TaskSpec, array_spec};
+use mesh_proto::v1::{self, Cause, Network, OnDisconnect, SandboxLevel, TaskSpec, array_spec};
 use prost::Message as _;
 
 use super::{SpecError, needs::positions};
@@ -62,6 +62,11 @@ fn requirements(task: &TaskSpec) -> Requirements {
     let asked = task.resources.clone().unwrap_or_default();
     let wanted = task.r#where.clone().unwrap_or_default();
     let some = |text: String| (!text.is_empty()).then_some(text);
+    let mut capabilities: BTreeSet<String> = wanted.capabilities.into_iter().collect();
+    if task.on_disconnect() == OnDisconnect::Kill {
+        // Not for agents that know nothing of leases.
+        capabilities.insert(mesh_proto::names::LEASE.to_owned());
+    }
     Requirements {
         resources: Resources {
             cpu_millis: u64::from(asked.cpu_millis),
@@ -69,7 +74,7 @@ fn requirements(task: &TaskSpec) -> Requirements {
             named: asked.named.into_iter().collect(),
         },
         tags: wanted.tags.into_iter().collect(),
-        capabilities: wanted.capabilities.into_iter().collect(),
+        capabilities,
         os: some(wanted.os),
         arch: some(wanted.arch),
         node: some(wanted.node),

@@ -149,10 +149,6 @@ fn a_bad_task_is_refused_with_its_place() {
             },
             r#"mounts to "/data/b" lies in another mount, or another one in it"#,
         ),
-        (
-            |t| t.set_on_disconnect(OnDisconnect::Kill),
-            "on_disconnect kill comes with a later version; only keep is available",
-        ),
         (|t| t.resources = Some(v1::Resources::default()), "resources.cpu must be at least 0.001"),
         (|t| t.resources.as_mut().unwrap().disk_bytes = 1, "resources.disk comes with a later version"),
         (
@@ -321,8 +317,13 @@ fn the_engine_is_told_what_was_asked() {
     assert_eq!(wanted.resources.named["license"], 2);
     assert_eq!(wanted.tags["rack"], "b2");
     assert!(wanted.capabilities.contains("ffmpeg") && wanted.cgroup);
+    assert_eq!(wanted.capabilities.len(), 1);
     assert_eq!((wanted.os.as_deref(), wanted.arch.as_deref()), (Some("linux"), None));
     assert_eq!(wanted.node.as_deref(), Some("amber"));
+    let mut leased = task("leased");
+    leased.set_on_disconnect(OnDisconnect::Kill);
+    let wanted = &definitions(&[leased]).unwrap()[0].requirements;
+    assert!(wanted.capabilities.contains(mesh_proto::names::LEASE), "an agent without leases would run it");
     let none = trying_never();
     assert_eq!(definitions(&[none]).unwrap()[0].retry.attempts, 1, "the first attempt is always there");
 }

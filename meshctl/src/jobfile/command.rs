@@ -72,6 +72,7 @@ pub fn prepare(job: CommandJob) -> Result<Prepared, JobFileError> {
         sandbox: job.sandbox.unwrap_or(v1::SandboxLevel::Unspecified),
         network: if job.host_network { v1::Network::Host } else { v1::Network::None },
         mounts: Vec::new(),
+        on_disconnect: v1::OnDisconnect::Keep,
     };
     let model = Job {
         name: None,

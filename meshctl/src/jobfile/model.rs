@@ -33,6 +33,7 @@ pub struct Task {
     pub sandbox: v1::SandboxLevel,
     pub network: v1::Network,
     pub mounts: Vec<v1::Mount>,
+    pub on_disconnect: v1::OnDisconnect,
 }
 
 #[derive(Debug)]

@@ -5,7 +5,6 @@ use mesh_proto::v1;
 use super::{
     array,
     fields::{self, Fields},
-    later,
     model::{Action, Input, Job, Need, Task},
     problem::{Pos, Problem, Spot},
     resources, settings,
@@ -90,7 +89,6 @@ fn named_task(node: &Node) -> Result<Task, Problem> {
 }
 
 fn task(fields: &Fields, name: Option<Spot<String>>) -> Result<Task, Problem> {
-    later::refuse(fields)?;
     let action = match (fields.get("command"), fields.get("script")) {
         (Some(command), None) => Action::Command(argv(command)?),
         (None, Some(script)) => {
@@ -141,6 +139,7 @@ fn task(fields: &Fields, name: Option<Spot<String>>) -> Result<Task, Problem> {
         sandbox: settings::sandbox(fields.get("sandbox"))?,
         network: settings::network(fields.get("network"))?,
         mounts: settings::mounts(fields.get("mounts"), fields.get("sandbox"))?,
+        on_disconnect: settings::on_disconnect(fields.get("on_disconnect"))?,
     })
 }
 

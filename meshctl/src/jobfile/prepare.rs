@@ -291,7 +291,7 @@ fn task_spec(prepared: PreparedTask, files: &HashedFiles, lists: &mut Vec<(Diges
         retry: Some(task.retry),
         sandbox: task.sandbox.into(),
         network: task.network.into(),
-        on_disconnect: v1::OnDisconnect::Keep.into(),
+        on_disconnect: task.on_disconnect.into(),
         mounts: task.mounts,
     }
 }

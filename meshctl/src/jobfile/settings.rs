@@ -1,4 +1,4 @@
-//! `where`, `retry`, `sandbox`, `network`, `mounts`.
+//! `where`, `retry`, `sandbox`, `network`, `mounts`, `on_disconnect`.
 
 use mesh_proto::{
     mounts::{MAX_MOUNTS, PlaceError, check_place},
@@ -128,6 +128,14 @@ pub fn sandbox(node: Option<&Node>) -> Result<v1::SandboxLevel, Problem> {
     let Some(node) = node else { return Ok(v1::SandboxLevel::Unspecified) };
     let word = fields::one_of(node, "`sandbox`", &["strict", "basic", "none"])?;
     Ok(v1::SandboxLevel::parse(word).unwrap_or(v1::SandboxLevel::Unspecified))
+}
+
+pub fn on_disconnect(node: Option<&Node>) -> Result<v1::OnDisconnect, Problem> {
+    let Some(node) = node else { return Ok(v1::OnDisconnect::Keep) };
+    Ok(match fields::one_of(node, "`on_disconnect`", &["keep", "kill"])? {
+        "kill" => v1::OnDisconnect::Kill,
+        _ => v1::OnDisconnect::Keep,
+    })
 }
 
 pub fn network(node: Option<&Node>) -> Result<v1::Network, Problem> {

@@ -172,10 +172,10 @@ fn with(line: &str) -> String {
 #[case::mount_twice(&with("mounts: [{name: a, to: /data}, {name: b, to: /data/b}]"), "2:46: the mount's place \"/data/b\" lies in another mount, or another one in it; expected a place of its own, such as /data")]
 #[case::mount_bare(&with("mounts: [{name: data}]"), "2:10: this mount lacks its name or its place; expected `name` and `to`")]
 #[case::mount_level(&with("mounts: [{name: data, to: /data}]\nsandbox: basic"), "2:9: `mounts` needs a file tree of the task's own, which this level of `sandbox` has not; expected `sandbox: strict`, or none of the two")]
+#[case::on_disconnect(&with("on_disconnect: stop"), "2:16: `on_disconnect` is \"stop\"; expected `keep` or `kill`")]
 // What comes later.
 #[case::gpu(&with("resources: {gpu: 1}"), "2:13: `gpu` comes in a later version; this one cannot honour it; expected a job file without it")]
 #[case::disk(&with("resources: {disk: 1GB}"), "2:13: `disk` comes in a later version; this one cannot honour it; expected a job file without it")]
-#[case::kill(&with("on_disconnect: kill"), "2:16: `on_disconnect: kill` comes in a later version; this one cannot honour it; expected a job file without it")]
 // Arrays.
 #[case::array_kinds(&with("array: {range: 1-2, items: [a]}"), "2:8: `array` has 2 of its keys; expected exactly one of `range`, `items`, `lines` or `files`")]
 #[case::array_empty(&with("array: {}"), "2:8: `array` has 0 of its keys; expected exactly one of `range`, `items`, `lines` or `files`")]
@@ -315,7 +315,7 @@ tasks:
     retry: {attempts: 3, on: [exit, output], backoff: 2m, max_lost: 0}
     sandbox: basic
     network: host
-    on_disconnect: keep
+    on_disconnect: kill
   - name: sheet
     needs: [resize]
     script: |

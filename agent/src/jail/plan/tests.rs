@@ -39,6 +39,7 @@ pub fn request() -> StartRequest {
         mounts: vec![],
         bounds: Bounds::default(),
         without: vec![],
+        lease: None,
     }
 }
 

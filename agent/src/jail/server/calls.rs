@@ -3,13 +3,14 @@
 
 use std::{io, os::fd::AsFd, path::Path};
 
+use mesh_proto::ids::AttemptKey;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::{
     super::{
         clock, log,
         plan::{self, Ground, Places},
-        protocol::{Answer, Event, ExitCause, ExitRecord, Op, StartRequest, State, Status},
+        protocol::{Answer, Event, ExitCause, ExitRecord, Killer, Op, StartRequest, State, Status},
         record,
         running::{NotStarted, Running},
     },
@@ -45,10 +46,17 @@ impl Server {
                     Answer::Done
                 }
             },
+            Op::Lease { until } => {
+                if until > self.lease {
+                    self.lease = until;
+                    self.running.values_mut().for_each(|running| running.prolong(until));
+                }
+                Answer::Done
+            }
             Op::Probe => Answer::Probe(self.options.probe.clone()),
             Op::Shutdown { kill_all } => {
                 if kill_all || self.at_rest() {
-                    self.shut();
+                    self.shut(Killer::Request);
                     Answer::Done
                 } else {
                     Answer::Refused(format!("{} tasks are running", self.running.len() + self.limbo.len()))
@@ -89,10 +97,15 @@ impl Server {
         if record::was_started(&request.attempt_dir) {
             return Err("it was started before, by a jail that died with it".to_owned());
         }
+        if request.lease.is_some_and(|lease| lease <= clock::boot()) {
+            self.known.insert(attempt, Known::Ended(unstarted(attempt, ExitCause::Killed, Killer::Lease)));
+            return Ok(());
+        }
         let places = self.places(request)?;
         let plan = plan::plan(request, &places, &self.options.facts).map_err(|error| error.to_string())?;
         match self.launch(request, plan) {
             Ok(mut running) => {
+                running.prolong(self.lease);
                 self.next += 1;
                 let number = self.next;
                 let watched = running.sources().try_for_each(|(source, fd)| {
@@ -111,18 +124,7 @@ impl Server {
             }
             Err(reason) => {
                 log(&format!("{attempt}: cannot start in {}: {reason}", request.attempt_dir.display()));
-                let now = clock::wall_ms();
-                let record = ExitRecord {
-                    attempt,
-                    cause: ExitCause::SpawnFailed(reason),
-                    started_at_ms: now,
-                    ended_at_ms: now,
-                    run_ms: 0,
-                    cpu_ms: 0,
-                    max_rss_bytes: 0,
-                    spool_len: 0,
-                    output_cut: false,
-                };
+                let record = unstarted(attempt, ExitCause::SpawnFailed(reason), Killer::Request);
                 self.known.insert(attempt, Known::Ended(record));
             }
         }
@@ -165,5 +167,22 @@ impl Server {
             attempt_dir: resolve(&request.attempt_dir)?,
             hidden,
         })
+    }
+}
+
+/// The end of what never ran.
+fn unstarted(attempt: AttemptKey, cause: ExitCause, killer: Killer) -> ExitRecord {
+    let now = clock::wall_ms();
+    ExitRecord {
+        attempt,
+        cause,
+        started_at_ms: 0,
+        ended_at_ms: now,
+        run_ms: 0,
+        cpu_ms: 0,
+        max_rss_bytes: 0,
+        spool_len: 0,
+        output_cut: false,
+        killer,
     }
 }

@@ -96,7 +96,7 @@ async fn under_constant_load_time_goes_on_and_a_shutdown_is_heard() {
             let core = room.core.clone();
             spawn_owned("sender", async move {
                 let session = SessionId::generate();
-                let beat = Event::Heartbeat { node, session, load_permille: 1, rtt_us: None };
+                let beat = Event::Heartbeat { reply: None, node, session, load_permille: 1, rtt_us: None };
                 while core.tell(beat.clone()).await.is_ok() {}
             })
         })

@@ -102,7 +102,7 @@ impl Mesh {
 
     pub fn heartbeat(&self, node: u32) -> Event {
         let session = self.sessions[&node];
-        Event::Heartbeat { node: node_id(node), session, load_permille: 100, rtt_us: Some(500) }
+        Event::Heartbeat { reply: None, node: node_id(node), session, load_permille: 100, rtt_us: Some(500) }
     }
 
     // Nodes.

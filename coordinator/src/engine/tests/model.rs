@@ -331,8 +331,13 @@ impl World {
             for node in 0..NODES {
                 let agent = &self.agents[node as usize];
                 if let Some(session) = agent.session.filter(|_| agent.beats) {
-                    let beat =
-                        Event::Heartbeat { node: node_id(node), session, load_permille: 0, rtt_us: None };
+                    let beat = Event::Heartbeat {
+                        reply: None,
+                        node: node_id(node),
+                        session,
+                        load_permille: 0,
+                        rtt_us: None,
+                    };
                     self.handle(&beat)?;
                 }
             }

@@ -179,6 +179,37 @@ fn a_heartbeat_of_an_older_session_counts_for_nothing() {
     assert_eq!(mesh.node_state(0), NodeState::Suspect);
 }
 
+/// Whether a heartbeat that is sent now would be answered with a lease.
+fn counts(mesh: &mut Mesh, heartbeat: &Event) -> bool {
+    let Event::Heartbeat { node, session, load_permille, rtt_us, .. } = *heartbeat else { unreachable!() };
+    let reply = ReplyId(7_000_000);
+    let said = mesh.step(Event::Heartbeat { reply: Some(reply), node, session, load_permille, rtt_us });
+    let heard = said.iter().find_map(|say| match say {
+        Say::Reply(to, Reply::Heard { counts }) if *to == reply => Some(*counts),
+        _ => None,
+    });
+    heard.expect("an answer")
+}
+
+#[test]
+fn only_a_heartbeat_that_puts_off_the_replacement_counts() {
+    let (mut mesh, attempt) = running();
+    let old = mesh.heartbeat(0);
+    assert!(counts(&mut mesh, &old));
+    mesh.rejoin(0, 0, &[(attempt, Held::Running)]);
+    assert!(!counts(&mut mesh, &old), "of an older session");
+    mesh.join(1, facts(1));
+    mesh.pass(29_000, &[1]);
+    let beat = mesh.heartbeat(0);
+    assert!(counts(&mut mesh, &beat));
+    // From here a lease may run: it must be over when the attempt is replaced.
+    mesh.pass(30_000, &[1]);
+    assert_eq!(mesh.current(attempt.task), attempt, "the lease may still run");
+    mesh.pass(2_000, &[1]);
+    assert_ne!(mesh.current(attempt.task), attempt);
+    assert!(!counts(&mut mesh, &beat), "its node was given up");
+}
+
 #[test]
 fn the_end_of_an_older_session_ends_nothing() {
     let mut mesh = Mesh::with_nodes(1);

@@ -19,7 +19,7 @@ fn went(mesh: &Mesh) -> u32 {
 
 fn beat(mesh: &mut Mesh, node: u32, load_permille: u32, rtt_us: u64) {
     let Event::Heartbeat { node, session, .. } = mesh.heartbeat(node) else { unreachable!() };
-    mesh.step(Event::Heartbeat { node, session, load_permille, rtt_us: Some(rtt_us) });
+    mesh.step(Event::Heartbeat { reply: None, node, session, load_permille, rtt_us: Some(rtt_us) });
 }
 
 #[test]

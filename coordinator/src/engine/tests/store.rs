@@ -215,6 +215,7 @@ impl Store {
             | Say::Reply(
                 _,
                 Reply::Registered { .. }
+                | Reply::Heard { .. }
                 | Reply::Node(_)
                 | Reply::Nodes(_)
                 | Reply::Explained(_)

@@ -1,6 +1,6 @@
 //! How a registration is answered: what becomes of each attempt that the agent holds.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use mesh_proto::{
     code::Code,
@@ -42,6 +42,14 @@ impl From<InputsError> for Status {
 }
 
 impl NodeService {
+    /// The lease that an acknowledged word of a node brings, in milliseconds from when the node sent
+    /// it; 0: none. Whoever leads after this process counts the node's silence from its own start,
+    /// so only a leader that nobody can have followed yet may give one.
+    pub(super) fn lease_ms(&self) -> u32 {
+        let lease = if self.core.standing().holds_lease() { self.timings.lease() } else { Duration::ZERO };
+        u32::try_from(lease.as_millis()).unwrap_or(u32::MAX)
+    }
+
     /// An agent that has seen later commits than this coordinator made: the database went back.
     pub(super) fn check_history(&self, request: &RegisterNodeRequest) -> Result<(), Status> {
         let Some(seen) = &request.seen else { return Ok(()) };

@@ -179,6 +179,7 @@ async fn the_round_trip_is_measured_from_the_echo() {
     let (mut agent, _assignments) = mesh.working_agent("amber", 1).await;
     let mut beat = HeartbeatRequest { session_id: agent.session.clone(), ..HeartbeatRequest::default() };
     let first = agent.client.heartbeat(beat.clone()).await.unwrap().into_inner();
+    assert_eq!(first.lease_ms, 22_500, "three quarters of offline_after");
     let name = agent.name.clone();
     let shown = async || {
         let request = mesh_proto::v1::GetNodeRequest { node: name.clone() };
