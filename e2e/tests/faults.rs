@@ -150,3 +150,37 @@ fn a_submit_whose_answer_was_lost_is_not_done_twice() {
     let agent = mesh.agent("attic", AgentOptions::slots(4));
     drop(agent);
 }
+
+#[test]
+fn a_cancel_that_races_the_end_leaves_one_terminal_state() {
+    let (mesh, [attic]) = Mesh::with_agents(["attic"]);
+    let witness = mesh.witness();
+    let job = |number: u32| {
+        // Ends from before the cancel is sent to well after it arrives.
+        let nap = f64::from(number % 10) * 0.02;
+        let script = format!("{}; saw start; sleep {nap}; saw end", witness.shell());
+        mesh.submit(&format!("{{name: race-{number}, script: '{script}'}}"))
+    };
+    let jobs: Vec<_> = (0..30)
+        .map(|number| {
+            let job = job(number);
+            // Too late is an answer too.
+            let _ = mesh.meshctl(&["cancel", &job.id()]);
+            (number, job)
+        })
+        .collect();
+    let over = |state: &str| matches!(state, "COMPLETED" | "CANCELLED");
+    let ends: Vec<String> = jobs
+        .iter()
+        .map(|(_, job)| wait::until(secs(30), "it is over", || Some(job.state()).filter(|state| over(state))))
+        .collect();
+    for ((number, job), end) in jobs.iter().zip(&ends) {
+        let name = format!("race-{number}");
+        assert_eq!(job.task(&name)["state"], **end, "job and task disagree");
+        assert_eq!(&job.state(), end, "a terminal state changed");
+    }
+    let completed = ends.iter().filter(|end| *end == "COMPLETED").count();
+    assert!(witness.count("end") >= completed, "completed, and never ran to its end");
+    assert!(witness.count("start") <= jobs.len(), "something was started again");
+    attic.settles();
+}
