@@ -100,8 +100,10 @@ impl Seen {
         }
         let risen = theirs > ours;
         if risen || leader.seq > highest.seq {
-            *highest =
-                Point { incarnation: leader.incarnation.clone(), epoch: leader.epoch, seq: leader.seq };
+            // Within one history `seq` never falls: what falls is for the coordinator to hear of.
+            let same = leader.incarnation == highest.incarnation;
+            let seq = if same { leader.seq.max(highest.seq) } else { leader.seq };
+            *highest = Point { incarnation: leader.incarnation.clone(), epoch: leader.epoch, seq };
         }
         if risen {
             self.save(&highest);
@@ -166,6 +168,7 @@ mod tests {
         assert_eq!(again.point(), Some(point("a", 4, 100)));
         assert!(again.observe(Some(&point("a", 3, 999))).is_err());
         again.observe(Some(&point("a", 5, 1))).unwrap();
+        assert_eq!(again.point(), Some(point("a", 5, 100)), "what the mesh has lost is forgotten");
         again.observe(Some(&point("b", 1, 1))).unwrap();
         assert!(again.observe(Some(&point("a", 6, 1))).is_err(), "the older history");
     }

@@ -75,6 +75,7 @@ pub struct Metrics {
     commit: Histogram,
     commit_batch: Histogram,
     leader: IntGauge,
+    halted: IntGauge,
     grpc_requests: IntCounterVec,
     grpc_seconds: HistogramVec,
     node_labels: Mutex<HashSet<String>>,
@@ -124,6 +125,13 @@ impl Metrics {
             },
             commit: seconds(&registry, "commit_seconds", "One commit, begin to answer", &SHORT)?,
             commit_batch: seconds(&registry, "commit_batch_size", "Events in one commit", &BATCH)?,
+            halted: register(
+                &registry,
+                IntGauge::with_opts(opts(
+                    "halted",
+                    "1 while nothing is dispatched: the database went back in time",
+                ))?,
+            )?,
             leader: register(&registry, IntGauge::with_opts(opts("leader", "1 while this one leads"))?)?,
             grpc_requests: counters(
                 &registry,
@@ -239,6 +247,10 @@ impl Metrics {
         self.leader.set(i64::from(leads));
     }
 
+    pub fn set_halted(&self, halts: bool) {
+        self.halted.set(i64::from(halts));
+    }
+
     /// An RPC ended. Service and method come from the table of RPCs; none of it: unknown path.
     pub fn rpc_ended(&self, rpc: Option<(&'static str, &'static str)>, code: tonic::Code, took: Duration) {
         let (service, method) = rpc.unwrap_or((OTHER, OTHER));
@@ -333,6 +345,7 @@ mod tests {
             "mesh_commit_seconds_count 0",
             "mesh_commit_batch_size_count 0",
             "mesh_leader 0",
+            "mesh_halted 0",
             "mesh_build_info{version=\"1.2.3\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");

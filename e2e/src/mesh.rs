@@ -224,6 +224,22 @@ impl Mesh {
         PathBuf::from(self.ready["credential"].as_str().expect("the ready line names the credential"))
     }
 
+    /// One statement for the private Postgres, by its superuser.
+    #[track_caller]
+    pub fn sql(&self, statement: &str) {
+        let out = self.psql(statement).output().expect("psql is installed with Postgres");
+        assert!(out.status.success(), "{statement}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// `psql` with a statement for the private Postgres, by its superuser.
+    pub fn psql(&self, statement: &str) -> Command {
+        let mut command = Command::new("psql");
+        command.arg("-h").arg(self.data_dir().join("postgres")).args(["-U", "postgres", "-d", "mesh"]);
+        command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", statement]).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
     /// GETs from the HTTP port.
     pub fn http(&self, path: &str) -> Option<Reply> {
         http::get(self.address("http"), path)

@@ -112,6 +112,130 @@ fn a_killed_postgres_comes_back_and_tasks_never_notice() {
     mesh.submit("{name: after, command: ['true']}").completes();
 }
 
+/// Ends the coordinator's connections, so that it needs new ones.
+const DISCONNECT: &str =
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mesh-coordinator'";
+
+/// While Postgres is unusable nothing is changed and no task or node is given up; afterwards the mesh
+/// goes on by itself.
+fn rides_out(breaks: impl FnOnce(&Mesh), mends: impl FnOnce(&Mesh)) {
+    let (mesh, _agents) = Mesh::with_agents(["attic"]);
+    let witness = mesh.witness();
+    let gate = mesh.gate("task");
+    let job = mesh.submit(&format!(
+        "{{name: through, script: '{}; saw start; {}; saw end'}}",
+        witness.shell(),
+        gate.shell()
+    ));
+    wait::until(secs(30), "it runs", || (witness.count("start") == 1).then_some(()));
+    breaks(&mesh);
+    let file = mesh.job_file("{name: refused, command: ['true']}");
+    let refused = mesh.meshctl(&["submit", file.to_str().unwrap()]);
+    assert_eq!(refused.code, 5, "{refused}");
+    assert_eq!(mesh.http("/healthz").unwrap().status, 200);
+    // Longer than a silent node is borne.
+    wait::holds(secs(4), "the task runs on", || witness.count("start") == 1 && witness.count("end") == 0);
+    mends(&mesh);
+    let mended = std::time::Instant::now();
+    mesh.node_becomes("attic", "HEALTHY");
+    mesh.submit("{name: after, command: ['true']}").completes();
+    assert!(mended.elapsed() < secs(15), "it took {:?}", mended.elapsed());
+    gate.open();
+    job.completes();
+    assert_eq!((witness.count("start"), witness.count("end")), (1, 1));
+    assert_eq!(job.task("through")["attempt"], 1);
+}
+
+#[test]
+fn a_database_that_is_read_only_for_a_while_costs_nothing() {
+    rides_out(
+        |mesh| {
+            mesh.sql("ALTER SYSTEM SET default_transaction_read_only = on");
+            mesh.sql("SELECT pg_reload_conf()");
+        },
+        |mesh| {
+            mesh.sql("ALTER SYSTEM RESET default_transaction_read_only");
+            mesh.sql("SELECT pg_reload_conf()");
+        },
+    );
+}
+
+#[test]
+fn a_database_that_has_no_connection_left_for_a_while_costs_nothing() {
+    rides_out(
+        |mesh| {
+            mesh.sql("ALTER DATABASE mesh CONNECTION LIMIT 0");
+            mesh.sql(DISCONNECT);
+        },
+        |mesh| mesh.sql("ALTER DATABASE mesh CONNECTION LIMIT -1"),
+    );
+}
+
+#[test]
+fn a_database_that_went_back_in_time_halts_the_mesh_until_an_operator_accepts_it() {
+    let (mut mesh, [attic]) = Mesh::with_agents(["attic"]);
+    let witness = mesh.witness();
+    let gate = mesh.gate("task");
+    let kept = mesh.submit(&format!(
+        "{{name: kept, script: '{}; saw start; {}; saw end'}}",
+        witness.shell(),
+        gate.shell()
+    ));
+    let kept = kept.number;
+    wait::until(secs(30), "it runs", || (witness.count("start") == 1).then_some(()));
+    let seen = || {
+        let text = std::fs::read_to_string(attic.data_dir().join("seen.json")).ok()?;
+        serde_json::from_str::<serde_json::Value>(&text).ok()?["seq"].as_u64()
+    };
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let done = std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+        assert!(done.success(), "cp: {done}");
+    };
+    mesh.stop_coordinator();
+    let (database, old) = (mesh.data_dir().join("postgres"), mesh.path("old-postgres"));
+    copy(&database, &old);
+    let before = seen().expect("the agent keeps what it has seen");
+    mesh.start_coordinator();
+    mesh.node_becomes("attic", "HEALTHY");
+    let lost = mesh.submit("{name: lost, array: {range: '1-100'}, command: ['true']}");
+    let lost = (lost.completes(), lost.number).1;
+    // More commits than an idle leader makes until the agent is back.
+    wait::until(secs(30), "the agent has seen many commits", || (seen()? > before + 60).then_some(()));
+    mesh.stop_coordinator();
+    std::fs::remove_dir_all(&database).unwrap();
+    copy(&old, &database);
+
+    mesh.start_coordinator();
+    wait::until(secs(30), "the mesh halts", || (mesh.figure("mesh_halted") == 1).then_some(()));
+    let ready = mesh.http("/readyz").unwrap();
+    assert_eq!((ready.status, ready.body.contains("went back in time")), (503, true), "{}", ready.body);
+    let status = mesh.json(&["status"]);
+    let reason = status["halted"].as_str().expect("status says it").to_owned();
+    assert!(reason.contains("attic") && reason.contains("meshctl accept-database"), "{reason}");
+    let file = mesh.job_file("{name: never, command: ['true']}");
+    let refused = mesh.meshctl(&["submit", file.to_str().unwrap()]).exits(6);
+    assert!(refused.stderr.contains("went back in time"), "{refused}");
+    assert!(mesh.log().contains("nothing is dispatched until an operator accepts it"));
+    // It holds over a restart, also before any agent is back.
+    mesh.kill_coordinator();
+    mesh.start_coordinator();
+    assert_eq!(mesh.http("/readyz").unwrap().status, 503);
+    assert_eq!(mesh.figure("mesh_halted"), 1);
+    assert_eq!(witness.count("start"), 1);
+
+    mesh.meshctl(&["accept-database"]).ok();
+    mesh.node_becomes("attic", "HEALTHY");
+    assert_eq!(mesh.figure("mesh_halted"), 0);
+    gate.open();
+    mesh.job(kept).completes();
+    assert_eq!((witness.count("start"), witness.count("end")), (1, 1), "what both histories know goes on");
+    mesh.meshctl(&["job", &lost.to_string()]).exits(3);
+    let next = mesh.submit("{name: next, command: ['true']}");
+    assert!(next.number > lost, "the number of a lost job is given again");
+    next.completes();
+    mesh.meshctl(&["accept-database"]).exits(6);
+}
+
 #[test]
 fn a_coordinator_that_was_stuck_blames_no_node() {
     let (mesh, _agents) = Mesh::with_agents(["attic", "lab"]);

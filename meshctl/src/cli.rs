@@ -58,6 +58,7 @@ pub enum Command {
     #[command(subcommand)]
     Blob(blob::Command),
     Status(status::Args),
+    AcceptDatabase(status::AcceptDatabaseArgs),
     Completions(completions::Args),
 }
 

@@ -130,9 +130,12 @@ impl<O: Outside> CommitLoop<O> {
             self.standing.begin(begun.incarnation, begun.term.epoch.cast_unsigned());
             self.standing.moved(begun.seq.cast_unsigned(), begun.sent_ms, self.lease_ms());
             self.metrics.set_leader(true);
+            self.metrics.set_halted(begun.halted.is_some());
+            self.standing.halts(begun.halted);
             let end = self.lead(begun.term, again, &shutdown).await;
             again = true;
             self.metrics.set_leader(false);
+            self.metrics.set_halted(false);
             match end {
                 End::Shutdown => break Ok(()),
                 End::Failed(StoreError::Fenced) => {

@@ -53,7 +53,9 @@ pub struct Standing {
     incarnation: watch::Sender<Option<Incarnation>>,
     /// Where the leader is reached, while that is somebody else.
     leader: watch::Sender<Addresses>,
-    /// Cancelled when this coordinator is deposed; then there is a new one.
+    /// Why nothing is dispatched or changed.
+    halted: watch::Sender<Option<String>>,
+    /// Cancelled when this coordinator is deposed or halts; then there is a new one.
     reign: ArcSwap<CancellationToken>,
 }
 
@@ -65,6 +67,7 @@ impl Default for Standing {
             lease_until: AtomicU64::new(0),
             incarnation: watch::Sender::new(None),
             leader: watch::Sender::default(),
+            halted: watch::Sender::default(),
             reign: ArcSwap::default(),
         }
     }
@@ -85,7 +88,28 @@ impl Standing {
     pub(super) fn depose(&self) {
         self.lease_until.store(0, Ordering::Release);
         self.leader.send_replace(Addresses::default());
+        self.halted.send_replace(None);
         self.reign.swap(Arc::default()).cancel();
+    }
+
+    pub(super) fn halts(&self, reason: Option<String>) {
+        let halts = reason.is_some();
+        self.halted.send_replace(reason);
+        if halts {
+            self.reign.swap(Arc::default()).cancel();
+        }
+    }
+
+    /// Why nothing is dispatched or changed, if that is so.
+    #[must_use]
+    pub fn halted(&self) -> Option<String> {
+        self.halted.borrow().clone()
+    }
+
+    /// Changes of it.
+    #[must_use]
+    pub fn halts_seen(&self) -> watch::Receiver<Option<String>> {
+        self.halted.subscribe()
     }
 
     /// Where the leader is reached, as far as a stand-by knows.
@@ -176,6 +200,12 @@ pub fn standby_status(leader: &[String]) -> Status {
     headers.insert(LEADER_HEADER, addresses);
     headers.insert(RETRY_AFTER_HEADER, MetadataValue::from_static("300"));
     status
+}
+
+/// How a halted coordinator answers what would change something.
+#[must_use]
+pub fn halted_status(reason: &str) -> Status {
+    Code::Stale.status(format!("the mesh is halted: {reason}"))
 }
 
 fn refused(refusal: &Refusal) -> String {
@@ -282,6 +312,12 @@ impl Core {
     pub fn readable(&self) -> Result<(), CoreError> {
         self.ready()?;
         if self.standing.holds_lease() { Ok(()) } else { Err(CoreError::Recovering) }
+    }
+
+    /// Stops dispatch and changes until an operator accepts the database as it is. Every stream
+    /// ends.
+    pub fn halt(&self, reason: &str) {
+        self.standing.halts(Some(reason.to_owned()));
     }
 
     /// Waits until nobody else can have taken the lead: for what stays open while the database is

@@ -39,6 +39,6 @@ mod term;
 mod tests;
 
 pub use core::{CommitLoop, Options};
-pub use handle::{Core, CoreError, Phase, Standing, standby_status};
+pub use handle::{Core, CoreError, Phase, Standing, halted_status, standby_status};
 pub use outside::Outside;
 pub use standby::{Pulse, look_every};

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     engine::{Engine, types::Time},
     failpoint::{Point, reach},
-    store::{Clock, Store, StoreError, clock::boot_ms, leader, snapshot},
+    store::{Clock, Store, StoreError, clock::boot_ms, history, leader, snapshot},
 };
 
 /// One epoch of this process.
@@ -30,6 +30,8 @@ pub(super) struct Begun {
     pub term: Term,
     pub incarnation: Incarnation,
     pub seq: i64,
+    /// Why nothing is dispatched.
+    pub halted: Option<String>,
     /// Boot-time milliseconds before seq was raised.
     pub sent_ms: u64,
 }
@@ -44,6 +46,7 @@ pub(super) async fn begin(store: &Store, options: &Options, taken: Taken) -> Res
     // What is read must not be older than the lead, and the lead must not look abandoned while
     // much is read: so a second connection reads, and this one goes on beating.
     let mut reading = timed(options.patience, store.connection()).await?;
+    let halted = history::halted(&mut reading).await?;
     let snapshot = {
         let mut load = pin!(snapshot::load(&mut reading));
         loop {
@@ -62,7 +65,7 @@ pub(super) async fn begin(store: &Store, options: &Options, taken: Taken) -> Res
     let engine = Engine::restore(options.settings.clone(), snapshot, grace(now, options));
     info!(epoch = row.epoch, jobs, nodes, took_ms = boot_ms() - started, "leads");
     let term = Term { connection, engine, clock, epoch: row.epoch };
-    Ok(Begun { term, incarnation: row.incarnation, seq, sent_ms })
+    Ok(Begun { term, incarnation: row.incarnation, seq, halted, sent_ms })
 }
 
 /// The moment from which silence is counted, so that nodes have the grace to come back.

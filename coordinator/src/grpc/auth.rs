@@ -59,6 +59,29 @@ impl Rpc {
     pub fn is_of_grpc(&self) -> bool {
         self.service.starts_with("grpc.")
     }
+
+    /// Whether a halted coordinator refuses it. People may look, certificates are renewed, and the
+    /// database is accepted.
+    pub fn changes(&self) -> bool {
+        const LOOKS: [&str; 15] = [
+            "GetJob",
+            "ListJobs",
+            "ListTasks",
+            "WatchJob",
+            "StreamLogs",
+            "ExplainTask",
+            "ListOutputs",
+            "ListNodes",
+            "GetNode",
+            "GetStatus",
+            "ListTokens",
+            "Get",
+            "Stat",
+            "RenewCertificate",
+            "AcceptDatabase",
+        ];
+        !self.is_of_grpc() && !LOOKS.contains(&self.method)
+    }
 }
 
 use Role::{Admin, Node, Operator, Submitter, Viewer};
@@ -106,6 +129,7 @@ pub const RPCS: &[Rpc] = &[
     rpc(NODES, "Drain", Unary, OPERATORS),
     rpc(NODES, "Tag", Unary, OPERATORS),
     rpc(NODES, "GetStatus", Unary, PEOPLE),
+    rpc(NODES, "AcceptDatabase", Unary, ADMINS),
     rpc(ACCESS, "CreateToken", Unary, ADMINS),
     rpc(ACCESS, "ListTokens", Unary, ADMINS),
     rpc(ACCESS, "RevokeToken", Unary, ADMINS),

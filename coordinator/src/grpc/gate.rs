@@ -1,4 +1,5 @@
-//! Whether this coordinator serves a call at all: a stand-by sends every caller to the leader.
+//! Whether this coordinator serves a call at all: a stand-by sends every caller to the leader, and
+//! a halted leader changes nothing.
 //!
 //! May enter: what one coordinator's role means for calls. Who may call what is `auth`'s business.
 
@@ -6,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::auth::{Port, Rpc};
-use crate::commit::{Core, Phase, standby_status};
+use crate::commit::{Core, Phase, halted_status, standby_status};
 
 /// Asked by the layer before each call.
 pub trait Gate: Send + Sync {
@@ -24,10 +25,16 @@ impl Gate for Core {
         if *self.phases().borrow() == Phase::Standby && !rpc.is_of_grpc() {
             return Err(self.ended(rpc.port));
         }
-        Ok(reign)
+        match self.standing().halted() {
+            Some(reason) if rpc.changes() => Err(halted_status(&reason)),
+            Some(_) | None => Ok(reign),
+        }
     }
 
     fn ended(&self, port: Port) -> Status {
+        if let Some(reason) = self.standing().halted() {
+            return halted_status(&reason);
+        }
         let leader = self.standing().leader();
         standby_status(match port {
             Port::Mesh => &leader.members,

@@ -77,12 +77,12 @@ impl Node for NodeService {
             )));
         }
         self.core.ready()?;
-        self.check_history(&request)?;
         let stored = self.store.node(node).await?;
         let record = stored.map(|node| node.record).ok_or_else(|| {
             Code::Unauthenticated.status("this mesh does not know the node: join again with a new token")
         })?;
         let name = record.name.clone();
+        self.check_history(&name, &request).await?;
         let session = SessionId::generate();
         // A mistaken request does not end the session that there is.
         let registration = Arc::new(convert::registration(&request, record, session)?);

@@ -7,8 +7,9 @@ use mesh_proto::{
     ids::{CoordinatorId, MeshId, NodeId},
     names::check_name,
     v1::{
-        CordonRequest, DrainRequest, GetNodeRequest, GetStatusRequest, ListNodesRequest, ListNodesResponse,
-        MeshStatus, NodeInfo, TagRequest, UncordonRequest, nodes_server::Nodes,
+        AcceptDatabaseRequest, AcceptDatabaseResponse, CordonRequest, DrainRequest, GetNodeRequest,
+        GetStatusRequest, ListNodesRequest, ListNodesResponse, MeshStatus, NodeInfo, TagRequest,
+        UncordonRequest, nodes_server::Nodes,
     },
 };
 use tokio::sync::watch;
@@ -104,7 +105,23 @@ impl Nodes for NodesService {
             slots_total: totals.slots as u32,
             slots_free: totals.slots_free as u32,
             ca_not_after_ms: self.ca.not_after().timestamp_millis(),
+            halted: self.core.standing().halted().unwrap_or_default(),
         }))
+    }
+
+    async fn accept_database(
+        &self,
+        request: Request<AcceptDatabaseRequest>,
+    ) -> Result<Response<AcceptDatabaseResponse>, Status> {
+        let caller = Caller::of(&request)?.user()?.to_owned();
+        self.core.readable()?;
+        if self.core.standing().halted().is_none() {
+            return Err(Code::Conflict.status("the mesh is not halted: there is nothing to accept"));
+        }
+        let unix_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
+        self.store.accept_history(self.core.standing().epoch(), &caller, unix_ms).await?;
+        tracing::warn!(%caller, "an operator accepted the database as it is; a new history begins");
+        Ok(Response::new(AcceptDatabaseResponse {}))
     }
 }
 

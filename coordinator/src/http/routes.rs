@@ -22,6 +22,8 @@ pub enum Readiness {
     Ready,
     /// Another coordinator leads.
     Standby,
+    /// It leads, but the database went back in time.
+    Halted,
     /// The database does not answer.
     NoDatabase,
     Stopping,
@@ -33,6 +35,7 @@ impl Readiness {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Standby => "standby: another coordinator leads",
+            Self::Halted => "halted: the database went back in time; `meshctl status` says more",
             Self::NoDatabase => "the database does not answer",
             Self::Stopping => "stopping",
         }
@@ -68,9 +71,11 @@ async fn ready(State(watched): State<Watched>) -> Response {
     let readiness = *watched.readiness.borrow();
     let status = match readiness {
         Readiness::Ready => StatusCode::OK,
-        Readiness::Starting | Readiness::Standby | Readiness::NoDatabase | Readiness::Stopping => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Readiness::Starting
+        | Readiness::Standby
+        | Readiness::Halted
+        | Readiness::NoDatabase
+        | Readiness::Stopping => StatusCode::SERVICE_UNAVAILABLE,
     };
     (status, format!("{}\n", readiness.text())).into_response()
 }

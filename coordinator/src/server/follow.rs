@@ -42,12 +42,14 @@ pub(super) async fn turn_certificate(
 /// Says on `/readyz` whether the mesh is served.
 pub(super) async fn readiness(
     mut phases: watch::Receiver<Phase>,
+    mut halts: watch::Receiver<Option<String>>,
     readiness: watch::Sender<Readiness>,
     store: Store,
 ) {
     loop {
         let phase = *phases.borrow_and_update();
         readiness.send_replace(match phase {
+            Phase::Leading if halts.borrow_and_update().is_some() => Readiness::Halted,
             Phase::Leading => Readiness::Ready,
             Phase::Recovering if store.answers().await => Readiness::Starting,
             Phase::Recovering => Readiness::NoDatabase,
@@ -59,7 +61,10 @@ pub(super) async fn readiness(
                 let _ = tokio::time::timeout(Duration::from_secs(1), phases.changed()).await;
                 Ok(())
             } else {
-                phases.changed().await
+                tokio::select! {
+                    changed = phases.changed() => changed,
+                    changed = halts.changed() => changed,
+                }
             }
         };
         if changed.await.is_err() {

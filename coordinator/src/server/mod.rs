@@ -180,7 +180,10 @@ async fn serve_on(
     let _turn =
         spawn_owned("certificate", follow::turn_certificate(Arc::clone(&cert), Arc::clone(&ca), id, hosts));
     let _sweep = spawn_owned("identities", Arc::clone(&rooms.identities).run());
-    let _ready = spawn_owned("readiness", follow::readiness(core.phases(), readiness, store.clone()));
+    let _ready = spawn_owned(
+        "readiness",
+        follow::readiness(core.phases(), core.standing().halts_seen(), readiness, store.clone()),
+    );
     let known = follow::Known {
         store,
         id,

@@ -235,7 +235,7 @@ impl Store {
     }
 }
 
-async fn audit(
+pub(super) async fn audit(
     connection: &mut sqlx::PgConnection,
     actor: &str,
     action: &str,

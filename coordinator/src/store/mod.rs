@@ -12,6 +12,7 @@ pub mod commit;
 pub mod coordinators;
 pub mod decisions;
 mod error;
+pub mod history;
 pub mod jobs;
 pub mod leader;
 pub mod mesh;

@@ -26,9 +26,11 @@ use crate::{
 
 /// Reads what the engine needs to go on.
 pub async fn load(connection: &mut PgConnection) -> Result<Snapshot, StoreError> {
-    let next_job = sqlx::query_scalar!("SELECT COALESCE(max(number), 0) + 1 AS \"next!\" FROM jobs")
-        .fetch_one(&mut *connection)
-        .await? as u64;
+    let next_job = sqlx::query_scalar!(
+        "SELECT GREATEST(COALESCE(max(number), 0) + 1, (SELECT first_job FROM mesh)) AS \"next!\" FROM jobs"
+    )
+    .fetch_one(&mut *connection)
+    .await? as u64;
     let next_decision = sqlx::query_scalar!("SELECT COALESCE(max(id), 0) + 1 AS \"next!\" FROM decisions")
         .fetch_one(&mut *connection)
         .await? as u64;

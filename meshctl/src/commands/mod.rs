@@ -58,6 +58,7 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Blob(command) => blob::run(&context, command).await,
         Command::Why(args) => why::run(&context, &args).await,
         Command::Status(args) => status::run(&context, &args).await,
+        Command::AcceptDatabase(args) => status::accept_database(&context, &args).await,
         Command::Completions(args) => completions::run(&args),
     }
 }

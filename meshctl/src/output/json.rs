@@ -264,6 +264,7 @@ pub fn status(status: &v1::MeshStatus) -> Value {
         },
         "slots": {"total": status.slots_total, "free": status.slots_free},
         "ca_expires_at": rfc3339(status.ca_not_after_ms),
+        "halted": text_or_null(&status.halted),
     })
 }
 

@@ -345,7 +345,16 @@ impl Nodes for Shared {
             slots_total: 12,
             slots_free: 10,
             ca_not_after_ms: 2_077_000_000_000,
+            halted: String::new(),
         }))
+    }
+
+    async fn accept_database(
+        &self,
+        _request: Request<v1::AcceptDatabaseRequest>,
+    ) -> Answer<v1::AcceptDatabaseResponse> {
+        self.called("accept database")?;
+        Ok(Response::new(v1::AcceptDatabaseResponse {}))
     }
 }
 

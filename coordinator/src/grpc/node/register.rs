@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::NodeService;
 use crate::{
+    commit::halted_status,
     engine::effect,
     session::{PlanError, digests, told_by_agent},
     store::StoreError,
@@ -50,23 +51,45 @@ impl NodeService {
         u32::try_from(lease.as_millis()).unwrap_or(u32::MAX)
     }
 
-    /// An agent that has seen later commits than this coordinator made: the database went back.
-    pub(super) fn check_history(&self, request: &RegisterNodeRequest) -> Result<(), Status> {
+    /// An agent that has seen later commits than this database holds: it went back in time. What
+    /// the mesh would do now rests on a state that is over, so it halts until an operator decides.
+    /// `seq` never falls, not even with a new epoch, so it alone tells within one history; a later
+    /// history is greater.
+    pub(super) async fn check_history(
+        &self,
+        node: &str,
+        request: &RegisterNodeRequest,
+    ) -> Result<(), Status> {
         let Some(seen) = &request.seen else { return Ok(()) };
         let mine = self.core.standing().point();
-        if seen.incarnation == mine.incarnation && (seen.epoch, seen.seq) > (mine.epoch, mine.seq) {
-            tracing::error!(
-                seen_epoch = seen.epoch,
-                seen_seq = seen.seq,
-                epoch = mine.epoch,
-                seq = mine.seq,
-                "an agent has seen later commits than this database holds: the database went back in time"
-            );
-            return Err(
-                Code::Stale.status("the coordinator's database is older than what this agent has seen")
-            );
+        let ahead = seen.incarnation == mine.incarnation && (seen.epoch > mine.epoch || seen.seq > mine.seq)
+            || seen.incarnation > mine.incarnation;
+        if !ahead {
+            return Ok(());
         }
-        Ok(())
+        let reason = format!(
+            "the database went back in time: node {node} has seen commit {} of epoch {}, the database holds {} \
+             of epoch {}. Restore the newer database, or go on with this one by `meshctl accept-database`",
+            seen.seq, seen.epoch, mine.seq, mine.epoch
+        );
+        tracing::error!(
+            node,
+            seen_incarnation = seen.incarnation,
+            seen_epoch = seen.epoch,
+            seen_seq = seen.seq,
+            incarnation = mine.incarnation,
+            epoch = mine.epoch,
+            seq = mine.seq,
+            "the database went back in time; nothing is dispatched until an operator accepts it"
+        );
+        self.metrics.set_halted(true);
+        self.core.halt(&reason);
+        self.sessions.end_all();
+        // So that it holds over restarts; if this fails, the next agent says it again.
+        if let Err(error) = self.store.halt(self.core.standing().epoch(), &reason).await {
+            warn!(error = &error as &dyn std::error::Error, "cannot keep that the mesh is halted");
+        }
+        Err(halted_status(&reason))
     }
 
     /// The verdicts on everything that the agent holds.
