@@ -208,12 +208,14 @@ impl Session {
         if context.jail.knows_leases() {
             facts.capabilities.push(names::LEASE.to_owned());
         }
+        let taken_at_us = clock::boot().as_micros() as u64;
         let request = RegisterNodeRequest {
             protocol: PROTOCOL_VERSION,
             boot_id: self.machine.boot_id.clone(),
             facts: Some(facts),
             inventory: self.hub.inventory(),
             seen: self.seen.point(),
+            taken_at_us,
         };
         let mut client = context.rpc.client();
         let sent = clock::boot();

@@ -32,7 +32,7 @@ use crate::{
     engine::{effect::Reply, event::Event},
     metrics::Metrics,
     output::OutputStore,
-    session::{Plans, Sessions, speak_assignments},
+    session::{Plans, Sessions, Taken, speak_assignments},
     spawn::spawn,
     store::{Store, clock::boot_us},
 };
@@ -86,7 +86,8 @@ impl Node for NodeService {
         let session = SessionId::generate();
         // A mistaken request does not end the session that there is.
         let registration = Arc::new(convert::registration(&request, record, session)?);
-        self.sessions.begin(node, &name, session);
+        let taken = Taken { boot: registration.boot, at_us: request.taken_at_us };
+        self.sessions.begin(node, &name, session, taken)?;
         let reply = self.core.ask(|reply| Event::NodeRegistered { reply, registration }).await?;
         let Reply::Registered { verdicts } = reply else { return Err(CoreError::Mismatch.into()) };
         let answers = self.answer(node, session, verdicts).await?;

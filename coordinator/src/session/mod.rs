@@ -14,5 +14,5 @@ mod speaker;
 
 pub use hub::{Hub, TaskNews};
 pub use plans::{PlanError, Plans, digests};
-pub use registry::{Acked, Command, Live, Sessions};
+pub use registry::{Acked, Command, Live, Sessions, Taken};
 pub use speaker::{Voice, speak_acks, speak_assignments, told_by_agent};

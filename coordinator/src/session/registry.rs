@@ -8,7 +8,7 @@ use std::{
 use mesh_proto::{
     code::Code,
     digest::Digest,
-    ids::{AttemptKey, NodeId, SessionId},
+    ids::{AttemptKey, BootId, NodeId, SessionId},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -66,6 +66,16 @@ pub struct Sessions(Arc<Mutex<State>>);
 struct State {
     nodes: BTreeMap<NodeId, Entry>,
     progress: HashMap<AttemptKey, (u32, String)>,
+    /// The newest registration of each node, also when its session is over.
+    newest: HashMap<NodeId, Taken>,
+}
+
+/// When an agent took the inventory of a registration: microseconds on its boot-time clock, 0 when
+/// it does not tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub boot: BootId,
+    pub at_us: u64,
 }
 
 impl Sessions {
@@ -73,12 +83,19 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a session; the node's older one ends.
-    pub fn begin(&self, node: NodeId, name: &str, session: SessionId) {
+    /// Begins a session; the node's older one ends. A registration that comes late, behind a newer
+    /// one of the same boot, is refused: what the node was given since is missing in it, and would
+    /// count as lost.
+    pub fn begin(&self, node: NodeId, name: &str, session: SessionId, taken: Taken) -> Result<(), Status> {
         let (commands, command_queue) = mpsc::channel(QUEUE);
         let (acks, ack_queue) = mpsc::channel(QUEUE);
         let live = Live { node, session, over: CancellationToken::new() };
         let mut state = self.lock();
+        let newer = |last: &Taken| last.boot == taken.boot && last.at_us >= taken.at_us;
+        if taken.at_us > 0 && state.newest.get(&node).is_some_and(newer) {
+            return Err(stale());
+        }
+        state.newest.insert(node, taken);
         let entry = Entry {
             live,
             name: name.to_owned(),
@@ -94,6 +111,7 @@ impl Sessions {
                 new.reads = old.reads;
             }
         }
+        Ok(())
     }
 
     /// Ends every session: another coordinator leads.
@@ -175,7 +193,7 @@ impl Sessions {
     /// it is sent from now on comes on top.
     pub fn holds(&self, node: NodeId, session: SessionId, attempts: &BTreeSet<AttemptKey>) {
         let mut state = self.lock();
-        let State { nodes, progress } = &mut *state;
+        let State { nodes, progress, .. } = &mut *state;
         if let Some(entry) = nodes.get_mut(&node).filter(|entry| entry.live.session == session) {
             for (attempt, _) in entry.reads.extract_if(|attempt, _| !attempts.contains(attempt)) {
                 progress.remove(&attempt);

@@ -65,6 +65,7 @@ impl Agent {
             facts: Some(node_facts(cores)),
             inventory,
             seen: None,
+            taken_at_us: 0,
         }
     }
 

@@ -64,7 +64,7 @@ use crate::{
     metrics::Metrics,
     output::OutputStore,
     postgres::testing::{TestDatabase, database},
-    session::{Hub, Plans, Sessions, Voice},
+    session::{Hub, Plans, Sessions, Taken, Voice},
     spawn::{AbortOnDrop, spawn_owned},
     spec,
     store::{Store, coordinators::Addresses},
@@ -295,7 +295,8 @@ impl Mesh {
         let record = joined(&self.pool, name).await;
         let registration = Arc::new(registration(&record, BootId::generate(), cores));
         let session = registration.session;
-        self.sessions.begin(record.id, name, session);
+        let taken = Taken { boot: registration.boot, at_us: 0 };
+        self.sessions.begin(record.id, name, session, taken).unwrap();
         self.core.ask(|reply| Event::NodeRegistered { reply, registration }).await.unwrap();
         self.tell(Event::SessionOpened { node: record.id, session }).await;
         record

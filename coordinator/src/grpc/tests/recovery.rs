@@ -3,12 +3,12 @@
 use mesh_proto::{
     code::Code,
     frame::{Kind, header},
-    v1::{AckKind, InventoryState, JobState, Verdict, attempt_event},
+    v1::{self, AckKind, InventoryState, JobState, Verdict, attempt_event},
 };
 
 use super::{
     Mesh,
-    agent::{assigned, exit, held, key_of},
+    agent::{Agent, assigned, exit, held, key_of},
     soon, until,
 };
 use crate::{
@@ -102,4 +102,30 @@ async fn reads_after_a_restart_of_the_database_find_living_connections() {
     .unwrap();
     let read = reads().await;
     assert!(read.iter().all(Result::is_ok), "{read:?}");
+}
+
+#[tokio::test]
+async fn a_registration_that_comes_behind_a_newer_one_ends_nothing() {
+    let mesh = Mesh::new().await;
+    let mut agent = mesh.joined_agent("amber").await;
+    let taken_at =
+        |agent: &Agent, us| v1::RegisterNodeRequest { taken_at_us: us, ..agent.registration(1, Vec::new()) };
+    let late = taken_at(&agent, 1_000);
+    let answer = agent.client.register_node(taken_at(&agent, 2_000)).await.unwrap().into_inner();
+    agent.session = answer.session_id;
+    let mut assignments = agent.assignments().await.unwrap();
+    let number = mesh.submit(job(vec![task("one")])).await;
+    let attempt = key_of(&assigned(&mut assignments, 1).await[0]);
+    let mut results = agent.results().await;
+    results.started(attempt).await;
+    assert_eq!(results.ack().await, (attempt, AckKind::Durable, false));
+    // Its inventory knows nothing of the attempt, which would count as lost.
+    let refused = agent.client.clone().register_node(late).await.unwrap_err();
+    assert_eq!(Code::of(&refused), Code::Stale);
+    results.say(attempt, attempt_event::Event::Ended(exit(0))).await;
+    assert_eq!(results.ack().await, (attempt, AckKind::Durable, true));
+    assert_eq!(mesh.over(number).await, JobState::Completed);
+    let attempts: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM attempts").fetch_one(&mesh.pool).await.unwrap();
+    assert_eq!(attempts, 1, "it ran once");
 }
