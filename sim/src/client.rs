@@ -13,6 +13,7 @@ use mesh_proto::ids::{JobId, JobNumber};
 use crate::{
     database::{POISON, is_final},
     edge::Asker,
+    invariant::Invariant,
     plan::{MS, Plan, SECOND},
     world::{Happening, World},
 };
@@ -33,8 +34,9 @@ enum Wish {
 pub struct Client {
     /// Of the plan.
     pub job: usize,
-    /// The call that it waits for.
+    /// The call that it waits for, and the host that it asked.
     call: u64,
+    asked: usize,
     wish: Wish,
     pub number: Option<JobNumber>,
     refused: bool,
@@ -78,8 +80,15 @@ pub enum OperatorStep {
 impl Client {
     #[must_use]
     pub fn all(plan: &Plan) -> Vec<Self> {
-        let of =
-            |job| Self { job, call: 0, wish: Wish::Submit, number: None, refused: false, cancelled: false };
+        let of = |job| Self {
+            job,
+            call: 0,
+            asked: 0,
+            wish: Wish::Submit,
+            number: None,
+            refused: false,
+            cancelled: false,
+        };
         let once = (0..plan.jobs.len()).map(of);
         let twice = (0..plan.jobs.len()).filter(|job| plan.jobs[*job].twice).map(of);
         once.chain(twice).collect()
@@ -88,10 +97,11 @@ impl Client {
 
 impl World {
     pub fn client_step(&mut self, index: usize, step: ClientStep) {
+        self.turn = self.clients[index].asked;
         match step {
             ClientStep::Submit | ClientStep::Cancel => self.client_calls(index),
             ClientStep::Arrives { call } if self.clients[index].call == call => {
-                if self.coordinator.as_ref().is_none_or(|core| !core.leading) {
+                if self.core().is_none_or(|core| !core.leading) {
                     return self.client_unavailable(index, call);
                 }
                 let wait = self.database_wait();
@@ -108,6 +118,7 @@ impl World {
     fn client_calls(&mut self, index: usize) {
         let call = self.number();
         self.clients[index].call = call;
+        self.clients[index].asked = self.rng.index(self.hosts.len());
         let loss = self.weather().client_loss;
         if !self.rng.chance(loss) {
             let wait = self.rng.skewed(100, 5 * MS);
@@ -118,7 +129,7 @@ impl World {
 
     /// What `grpc/jobs.rs` does before and instead of asking the engine.
     fn client_known(&mut self, index: usize, call: u64) {
-        let leads = self.coordinator.as_ref().is_some_and(|core| core.leading);
+        let leads = self.core().is_some_and(|core| core.leading);
         if self.read_fails() || !leads {
             return self.client_unavailable(index, call);
         }
@@ -176,13 +187,21 @@ impl World {
                 let number = self.clients[index].number;
                 let over = number.and_then(|number| self.database.jobs.get(&number));
                 if over.is_none_or(|job| !is_final(job.row.state)) {
-                    self.history.fail(self.now, format!("{number:?} is not known, but not over either"));
+                    self.history.fail(
+                        self.now,
+                        Invariant::AcknowledgedStays,
+                        format!("{number:?} is not known, but not over either"),
+                    );
                 }
                 self.content(index);
             }
             Reply::Refused(Refusal::Poison(_)) => {
                 if !self.plan.jobs[self.clients[index].job].poison {
-                    self.history.fail(self.now, format!("the job of client {index} is refused for nothing"));
+                    self.history.fail(
+                        self.now,
+                        Invariant::PoisonAlone,
+                        format!("the job of client {index} is refused for nothing"),
+                    );
                 }
                 self.clients[index].refused = true;
                 self.content(index);
@@ -193,7 +212,11 @@ impl World {
             | Reply::Node(_)
             | Reply::Nodes(_)
             | Reply::Explained(_) => {
-                self.history.fail(self.now, format!("client {index} is answered {reply:?}"));
+                self.history.fail(
+                    self.now,
+                    Invariant::RightAnswer,
+                    format!("client {index} is answered {reply:?}"),
+                );
             }
         }
     }
@@ -255,12 +278,13 @@ impl World {
             OperatorStep::Late { call } => self.operator_unavailable(index, call),
             OperatorStep::Ask => {
                 let call = self.number();
+                self.turn = self.rng.index(self.hosts.len());
                 self.operations[index].call = call;
                 self.after(
                     DEADLINE,
                     Happening::Operator { operation: index, step: OperatorStep::Late { call } },
                 );
-                if self.coordinator.as_ref().is_none_or(|core| !core.leading) {
+                if self.core().is_none_or(|core| !core.leading) {
                     return self.operator_unavailable(index, call);
                 }
                 let node = self.machines[self.operations[index].node].id;
@@ -279,11 +303,15 @@ impl World {
         operation.done = true;
         let node = operation.node;
         if !matches!(reply, Reply::Node(_)) {
-            return self.history.fail(self.now, format!("an operator is answered {reply:?}"));
+            return self.history.fail(
+                self.now,
+                Invariant::RightAnswer,
+                format!("an operator is answered {reply:?}"),
+            );
         }
         if self.operations[index].change != NodeChange::Uncordon {
-            let (id, time) = (self.machines[node].id, self.time());
-            self.history.cordoned.insert(id, time);
+            let id = self.machines[node].id;
+            self.history.cordoned.insert(id);
         }
     }
 
@@ -311,20 +339,30 @@ impl World {
             let Client { job, number, refused, cancelled, .. } = self.clients[index];
             let key = self.database.keys.get(&format!("key-{job}")).copied();
             if number != key || number.is_none() != refused {
-                self.history
-                    .fail(self.now, format!("client {index} was told {number:?}, its key has {key:?}"));
+                self.history.fail(
+                    self.now,
+                    Invariant::AcknowledgedStays,
+                    format!("client {index} was told {number:?}, its key has {key:?}"),
+                );
             }
             let state = number.and_then(|number| self.database.jobs.get(&number)).map(|job| job.row.state);
             if cancelled && !matches!(state, Some(JobState::Cancelled | JobState::Failed)) {
-                self.history
-                    .fail(self.now, format!("the job of client {index} was cancelled and is {state:?}"));
+                self.history.fail(
+                    self.now,
+                    Invariant::CancelHolds,
+                    format!("the job of client {index} was cancelled and is {state:?}"),
+                );
             }
         }
         let made = self.database.jobs.len();
         let keys: std::collections::BTreeSet<_> =
             self.clients.iter().filter_map(|client| client.number).collect();
         if made != keys.len() {
-            self.history.fail(self.now, format!("{made} jobs were made, {} acknowledged", keys.len()));
+            self.history.fail(
+                self.now,
+                Invariant::AcknowledgedStays,
+                format!("{made} jobs were made, {} acknowledged", keys.len()),
+            );
         }
     }
 }

@@ -12,6 +12,7 @@ use mesh_proto::ids::{AttemptKey, SessionId};
 use mesh_proto::v1::{self, AckKind, InventoryState};
 
 use crate::{
+    invariant::Invariant,
     machine::DaemonStep,
     network::{Down, Message, No, Order, Point, Registered, Up},
     plan::{MS, Micros, SECOND},
@@ -31,8 +32,18 @@ const EVENTS: usize = 512 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Away,
-    Registering { connection: u64, call: u64 },
-    Live { connection: u64, session: SessionId, answered: Micros, beat: Option<u64> },
+    Registering {
+        connection: u64,
+        call: u64,
+        sent: Micros,
+    },
+    /// `beat`: the call that is not answered yet, and when it was sent by the machine's clock.
+    Live {
+        connection: u64,
+        session: SessionId,
+        answered: Micros,
+        beat: Option<(u64, Micros)>,
+    },
 }
 
 /// One life of a daemon.
@@ -43,6 +54,8 @@ pub struct Daemon {
     pub runners: BTreeMap<AttemptKey, Runner>,
     pub phase: Phase,
     connection: Option<u64>,
+    /// The host that it tries next.
+    endpoint: usize,
     backoff: Micros,
     flushing: bool,
     /// Output that is on its way.
@@ -58,6 +71,7 @@ impl Daemon {
             runners: BTreeMap::new(),
             phase: Phase::Away,
             connection: None,
+            endpoint: 0,
             backoff: BACKOFF.0,
             flushing: false,
             shipping: BTreeSet::new(),
@@ -115,8 +129,11 @@ impl World {
     fn removed(&mut self, node: usize, key: AttemptKey) {
         let row = self.database.attempts.get(&key);
         if row.is_some_and(|row| row.ended.is_none()) {
-            self.history
-                .fail(self.now, format!("node {node} drops {key}, which is not ended in the database"));
+            self.history.fail(
+                self.now,
+                Invariant::NothingDropped,
+                format!("node {node} drops {key}, which is not ended in the database"),
+            );
         }
         let wait = self.rng.skewed(100, 20 * MS);
         self.daemon_after(node, wait, DaemonStep::Remove { key });
@@ -124,7 +141,11 @@ impl World {
 
     fn remove_files(&mut self, node: usize, key: AttemptKey) {
         if self.history.processes.get(&key).is_some_and(|fact| fact.node == node && fact.ended.is_none()) {
-            self.history.fail(self.now, format!("{key} is removed while its process lives"));
+            self.history.fail(
+                self.now,
+                Invariant::ProcessesGone,
+                format!("{key} is removed while its process lives"),
+            );
         }
         self.machines[node].disk.remove(&key);
         self.machines[node].jail.remove(&key);
@@ -135,32 +156,38 @@ impl World {
         if daemon.phase != Phase::Away {
             return;
         }
-        let (life, known) = (daemon.life, daemon.connection);
-        let open = |id: &u64| self.connections.get(id).is_some_and(|open| open.agent_open);
-        let connection = match known.filter(open) {
+        let (life, known, host) = (daemon.life, daemon.connection, daemon.endpoint % self.hosts.len());
+        let usable =
+            |id: &u64| self.connections.get(id).is_some_and(|open| open.agent_open && open.host == host);
+        let blocked = self.links[self.link(node, host)].is_blocked();
+        let connection = match known.filter(usable) {
             Some(connection) => Some(connection),
-            None if self.links[node].is_blocked() => {
-                let wait = CONNECT + self.backoff(node);
-                return self.daemon_after(node, wait, DaemonStep::Connect);
-            }
-            None => self.connect(node, life),
+            None if blocked => None,
+            None => self.connect(node, host, life),
         };
         let Some(connection) = connection else {
-            let wait = self.backoff(node);
+            self.try_another(node);
+            let wait = self.backoff(node) + if blocked { CONNECT } else { 0 };
             return self.daemon_after(node, wait, DaemonStep::Connect);
         };
         self.register(node, connection);
     }
 
+    fn try_another(&mut self, node: usize) {
+        if let Some(daemon) = self.daemon(node) {
+            daemon.endpoint += 1;
+        }
+    }
+
     fn register(&mut self, node: usize, connection: u64) {
         let call = self.number();
         let machine = &mut self.machines[node];
-        let (boot, seen) = (machine.boot_id(), machine.seen);
+        let (boot, seen, sent) = (machine.boot_id(), machine.seen, machine.clock.read(self.now));
         let Some(daemon) = &mut machine.daemon else { return };
         daemon.connection = Some(connection);
-        daemon.phase = Phase::Registering { connection, call };
+        daemon.phase = Phase::Registering { connection, call, sent };
         let inventory = daemon.table.inventory().iter().filter_map(held).collect();
-        self.send(connection, Message::Up(Up::Register { call, boot, inventory, seen }));
+        self.send(connection, Message::Up(Up::Register { call, boot, inventory, seen, taken: sent }));
         self.daemon_after(node, REGISTER, DaemonStep::Late { call });
     }
 
@@ -179,6 +206,9 @@ impl World {
             return;
         }
         self.history.note(self.now, "session ends", format_args!("node {node}: {why}"));
+        if matches!(old, Phase::Registering { .. }) {
+            self.try_another(node);
+        }
         self.drop_streams(old);
         let wait = self.backoff(node);
         self.daemon_after(node, wait, DaemonStep::Connect);
@@ -207,7 +237,7 @@ impl World {
             Some(Phase::Registering { call, .. }) if call == late => {
                 self.session_ends(node, "no answer to the registration");
             }
-            Some(Phase::Live { beat: Some(call), .. }) if call == late => {
+            Some(Phase::Live { beat: Some((call, _)), .. }) if call == late => {
                 self.session_ends(node, "no answer to a heartbeat");
             }
             Some(Phase::Registering { .. } | Phase::Live { .. } | Phase::Away) | None => {}
@@ -215,13 +245,13 @@ impl World {
     }
 
     fn beat(&mut self, node: usize, of: SessionId) {
-        let call = self.number();
+        let (call, sent) = (self.number(), self.machines[node].clock.read(self.now));
         let Some(daemon) = self.daemon(node) else { return };
         let Phase::Live { connection, session, beat, .. } = &mut daemon.phase else { return };
         if *session != of {
             return;
         }
-        *beat = Some(call);
+        *beat = Some((call, sent));
         let (connection, session) = (*connection, *session);
         self.send(connection, Message::Up(Up::Heartbeat { call, session }));
         self.daemon_after(node, HEARTBEAT * 2, DaemonStep::Late { call });
@@ -289,18 +319,17 @@ impl World {
         }
     }
 
-    fn beat_answered(&mut self, node: usize, of: u64, answer: Result<Point, No>) {
+    fn beat_answered(&mut self, node: usize, of: u64, answer: Result<(Point, Micros), No>) {
         let now = self.now;
         let Some(daemon) = self.daemon(node) else { return };
         let Phase::Live { answered, beat, .. } = &mut daemon.phase else { return };
-        if *beat != Some(of) {
-            return;
-        }
-        *beat = None;
+        let Some((_, sent)) = beat.take_if(|(call, _)| *call == of) else { return };
         match answer {
-            Ok(leader) => {
+            Ok((leader, lease)) => {
                 *answered = now;
-                self.observe(node, leader);
+                if self.observe(node, leader) {
+                    self.prolong(node, sent, lease);
+                }
             }
             Err(No::Unavailable) if now - *answered < OFFLINE => {}
             Err(No::Unavailable) => self.session_ends(node, "recovering for too long"),
@@ -309,6 +338,9 @@ impl World {
     }
 
     fn registered(&mut self, node: usize, connection: u64, registered: Registered) {
+        let Some(Phase::Registering { sent, .. }) = self.daemon(node).map(|daemon| daemon.phase) else {
+            return;
+        };
         if !self.observe(node, registered.leader) {
             return;
         }
@@ -318,6 +350,8 @@ impl World {
         for (key, verdict) in registered.verdicts {
             self.input(node, Input::Verdict(key, verdict));
         }
+        // Behind the verdicts: what another attempt has taken the place of gets no time from this.
+        self.prolong(node, sent, registered.lease);
         self.input(node, Input::SessionOpened);
         let now = self.now;
         let Some(daemon) = self.daemon(node) else { return };
@@ -372,6 +406,10 @@ impl World {
                 ..v1::Resources::default()
             }),
             grace_ms: self.plan.jobs[plan].behaviours[key.task.task as usize].grace_ms,
+            on_disconnect: match self.plan.jobs[plan].behaviours[key.task.task as usize].leased {
+                true => v1::OnDisconnect::Kill.into(),
+                false => v1::OnDisconnect::Keep.into(),
+            },
             ..v1::Assignment::default()
         })
     }

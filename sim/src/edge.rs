@@ -7,38 +7,37 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use coordinator::{
     engine::{
-        effect::{Ack, Reply, Say, Verdict},
-        event::{AttemptEnd, Event, Held, NodeRecord, Registration},
+        effect::{Ack, Reply, Verdict},
+        event::{AttemptEnd, Event, Held, NodeRecord, Registration, ReplyId},
     },
     session::told_by_agent,
 };
 use mesh_proto::ids::{AttemptKey, BootId, NodeId, SessionId};
-use mesh_proto::v1::{self, AckKind, attempt_event};
+use mesh_proto::v1::{self, attempt_event};
 
 use crate::{
     broken::Broken,
-    commit::Coordinator,
-    database::is_final,
+    invariant::Invariant,
     network::{Down, EngineVerdicts, Message, No, Order, Point, Registered, Up},
     plan::{MS, Micros},
     world::{Happening, World},
 };
 
 /// Wait before a passing failure of the store is tried again.
-const RETRY: Micros = 200 * MS;
+pub const RETRY: Micros = 200 * MS;
 
 /// A session of a node.
 #[derive(Debug)]
 pub struct Entry {
-    session: SessionId,
-    commands: VecDeque<Order>,
-    acks: VecDeque<(AttemptKey, Ack, bool)>,
+    pub session: SessionId,
+    pub commands: VecDeque<Order>,
+    pub acks: VecDeque<(AttemptKey, Ack, bool)>,
     /// The connections of its streams, once they are there.
-    assign: Option<u64>,
-    results: Option<u64>,
+    pub assign: Option<u64>,
+    pub results: Option<u64>,
     /// A message is being put together.
-    speaking: bool,
-    acking: bool,
+    pub speaking: bool,
+    pub acking: bool,
 }
 
 /// Who waits for a reply.
@@ -53,7 +52,14 @@ pub enum Asker {
 #[derive(Clone, Debug)]
 pub enum Handler {
     /// The node's row was read.
-    Register { connection: u64, call: u64, node: usize, boot: BootId, inventory: Vec<(AttemptKey, Held)> },
+    Register {
+        connection: u64,
+        call: u64,
+        node: usize,
+        boot: BootId,
+        inventory: Vec<(AttemptKey, Held)>,
+        taken: Micros,
+    },
     /// The session began; its event goes to the engine.
     Enqueue { connection: u64, call: u64, node: usize, registration: Arc<Registration> },
     /// The verdicts were looked up.
@@ -67,25 +73,21 @@ pub enum Handler {
 }
 
 impl World {
-    fn core(&mut self) -> Option<&mut Coordinator> {
-        self.coordinator.as_mut()
-    }
-
     fn ready(&self) -> bool {
-        self.coordinator.as_ref().is_some_and(|core| core.leading)
+        self.core().is_some_and(|core| core.leading)
     }
 
-    fn standing(&self) -> Point {
-        self.coordinator.as_ref().map_or((0, 0), |core| core.standing)
+    pub fn standing(&self) -> Point {
+        self.core().map_or((0, 0), |core| core.standing)
     }
 
-    fn live(&self, node: NodeId, session: SessionId) -> bool {
-        let sessions = self.coordinator.as_ref().map(|core| &core.sessions);
+    pub fn live(&self, node: NodeId, session: SessionId) -> bool {
+        let sessions = self.core().map(|core| &core.sessions);
         sessions.and_then(|all| all.get(&node)).is_some_and(|entry| entry.session == session)
     }
 
-    fn later(&mut self, wait: Micros, handler: Handler) {
-        let Some(life) = self.coordinator.as_ref().map(|core| core.life) else { return };
+    pub fn later(&mut self, wait: Micros, handler: Handler) {
+        let Some(life) = self.core().map(|core| core.life) else { return };
         self.after(wait, Happening::Handle { life, handler });
     }
 
@@ -93,21 +95,28 @@ impl World {
     pub fn take_up(&mut self, connection: u64, index: usize, up: Up) {
         let node = self.machines[index].id;
         match up {
-            Up::Register { call, boot, inventory, seen } => {
+            Up::Register { call, boot, inventory, seen, taken } => {
                 if !self.ready() {
                     return self.refuse_registration(connection, call, No::Unavailable);
                 }
+                if seen > (self.database.epoch, self.database.seq) {
+                    let why = format!("node {index} has seen {seen:?}, beyond the database");
+                    return self.history.fail(self.now, Invariant::HistoryForward, why);
+                }
                 if seen > self.standing() {
-                    let why = format!("node {index} has seen {seen:?}, beyond {:?}", self.standing());
-                    return self.history.fail(self.now, why);
+                    // Another leads, and this one does not know it yet.
+                    return self.refuse_registration(connection, call, No::Unavailable);
                 }
                 let wait = self.database_wait();
-                self.later(wait, Handler::Register { connection, call, node: index, boot, inventory });
+                self.later(wait, Handler::Register { connection, call, node: index, boot, inventory, taken });
             }
             Up::Heartbeat { call, session } => {
-                let answer = if !self.live(node, session) {
-                    Err(No::Stale)
-                } else if self.ready() {
+                let checked = self.broken != Some(Broken::LeaseUnchecked);
+                if !self.live(node, session) {
+                    self.send(connection, Message::Down(Down::Beat { call, answer: Err(No::Stale) }));
+                } else if !self.ready() || checked && !self.holds_lease() {
+                    self.send(connection, Message::Down(Down::Beat { call, answer: Err(No::Unavailable) }));
+                } else {
                     let event = Event::Heartbeat {
                         reply: None,
                         node,
@@ -116,11 +125,9 @@ impl World {
                         rtt_us: Some(500),
                     };
                     self.enqueue(event, None);
-                    Ok(self.standing())
-                } else {
-                    Err(No::Unavailable)
-                };
-                self.send(connection, Message::Down(Down::Beat { call, answer }));
+                    let answer = Ok((self.standing(), self.lease()));
+                    self.send(connection, Message::Down(Down::Beat { call, answer }));
+                }
             }
             Up::OpenAssign { session } => self.open_assign(connection, node, session),
             Up::Dropped { session } => self.stream_closed(connection, node, session),
@@ -134,13 +141,35 @@ impl World {
         }
     }
 
+    /// The lease that an acknowledged word of a node brings: only of a leader whom nobody can have
+    /// followed, for a follower counts the node's silence from its own start.
+    fn lease(&mut self) -> Micros {
+        if !self.holds_lease() && self.broken != Some(Broken::LeaseUnchecked) {
+            return 0;
+        }
+        let epoch = self.core().map_or(0, |core| core.epoch);
+        if epoch != self.database.epoch {
+            let why = format!("epoch {epoch} gives a lease in epoch {}", self.database.epoch);
+            self.history.fail(self.now, Invariant::LeaseGivenByLeader, why);
+        }
+        self.plan.offline_after_ms * 3 / 4 * MS
+    }
+
+    /// Whatever session a node has here ends.
+    pub fn close_session(&mut self, node: NodeId) {
+        let entry = self.core_mut().and_then(|core| core.sessions.remove(&node));
+        if let Some(entry) = entry {
+            self.session_over(node, &entry);
+        }
+    }
+
     fn refuse_registration(&mut self, connection: u64, call: u64, no: No) {
         self.send(connection, Message::Down(Down::Registered { call, answer: Err(no) }));
     }
 
     fn open_assign(&mut self, connection: u64, node: NodeId, session: SessionId) {
         let ready = self.ready();
-        let entry = self.core().and_then(|core| core.sessions.get_mut(&node));
+        let entry = self.core_mut().and_then(|core| core.sessions.get_mut(&node));
         let taken = entry.filter(|entry| entry.session == session && entry.assign.is_none());
         let Some(entry) = taken else {
             return self.send(connection, Message::Down(Down::AssignEnded { session }));
@@ -155,12 +184,11 @@ impl World {
 
     /// The reader of a session's streams is gone.
     fn stream_closed(&mut self, connection: u64, node: NodeId, session: SessionId) {
-        if let Some(core) = self.core() {
+        if let Some(core) = self.core_mut() {
             core.result_streams.remove(&session);
         }
         let opened = self
-            .coordinator
-            .as_ref()
+            .core()
             .and_then(|core| core.sessions.get(&node))
             .is_some_and(|entry| entry.session == session && entry.assign == Some(connection));
         if opened {
@@ -169,7 +197,7 @@ impl World {
     }
 
     pub fn server_disconnected(&mut self, connection: u64) {
-        let Some(core) = self.core() else { return };
+        let Some(core) = self.core_mut() else { return };
         core.result_streams.retain(|_, of| *of != connection);
         let gone: Vec<(NodeId, SessionId)> = core
             .sessions
@@ -182,14 +210,11 @@ impl World {
         }
     }
 
-    fn end_session(&mut self, node: NodeId, session: SessionId) {
+    pub fn end_session(&mut self, node: NodeId, session: SessionId) {
         if !self.live(node, session) {
             return;
         }
-        let entry = self.core().and_then(|core| core.sessions.remove(&node));
-        if let Some(entry) = entry {
-            self.session_over(node, &entry);
-        }
+        self.close_session(node);
     }
 
     fn session_over(&mut self, node: NodeId, entry: &Entry) {
@@ -217,7 +242,7 @@ impl World {
             speaking: false,
             acking: false,
         };
-        let old = self.core().and_then(|core| core.sessions.insert(node, entry));
+        let old = self.core_mut().and_then(|core| core.sessions.insert(node, entry));
         if let Some(old) = old {
             self.session_over(node, &old);
         }
@@ -234,26 +259,26 @@ impl World {
         events: Vec<v1::AttemptEvent>,
     ) {
         let live = self.live(node, session);
-        let known = self.coordinator.as_ref().is_some_and(|core| core.result_streams.contains_key(&session));
+        let known = self.core().is_some_and(|core| core.result_streams.contains_key(&session));
         if !known {
-            let entry = self.core().and_then(|core| core.sessions.get_mut(&node));
+            let entry = self.core_mut().and_then(|core| core.sessions.get_mut(&node));
             match entry.filter(|entry| live && entry.results.is_none()) {
                 Some(entry) => entry.results = Some(connection),
                 None => return self.send(connection, Message::Down(Down::ResultsEnded { session })),
             }
-            if let Some(core) = self.core() {
+            if let Some(core) = self.core_mut() {
                 core.result_streams.insert(session, connection);
             }
             self.speak_acks(node);
         } else if !live && !self.rng.chance(300) {
-            if let Some(core) = self.core() {
+            if let Some(core) = self.core_mut() {
                 core.result_streams.remove(&session);
             }
             return;
         }
         for event in events {
             if !self.ready() {
-                if let Some(core) = self.core() {
+                if let Some(core) = self.core_mut() {
                     core.result_streams.remove(&session);
                 }
                 return self.send(connection, Message::Down(Down::ResultsEnded { session }));
@@ -266,16 +291,24 @@ impl World {
 
     /// A handler goes on.
     pub fn handle(&mut self, life: u64, handler: Handler) {
-        if self.coordinator.as_ref().is_none_or(|core| core.life != life) {
+        if self.core().is_none_or(|core| core.life != life) {
             return;
         }
         match handler {
-            Handler::Register { connection, call, node, boot, inventory } => {
+            Handler::Register { connection, call, node, boot, inventory, taken } => {
                 if self.read_fails() {
                     return self.refuse_registration(connection, call, No::Unavailable);
                 }
                 let id = self.machines[node].id;
                 let Some(record) = self.database.nodes.get(&id).cloned() else { return };
+                let newer = |last: &(BootId, Micros)| last.0 == boot && last.1 >= taken;
+                if self.core().and_then(|core| core.newest.get(&id)).is_some_and(newer) {
+                    self.history.note(self.now, "late registration refused", id);
+                    return self.refuse_registration(connection, call, No::Stale);
+                }
+                if let Some(core) = self.core_mut() {
+                    core.newest.insert(id, (boot, taken));
+                }
                 let session = self.begin_session(id);
                 let registration = Arc::new(self.registration(node, record, session, boot, inventory));
                 let preempt = self.weather().preempt;
@@ -329,7 +362,7 @@ impl World {
             return self.refuse_registration(connection, call, No::Unavailable);
         }
         let session = registration.session;
-        let event = Event::NodeRegistered { reply: coordinator::engine::event::ReplyId(0), registration };
+        let event = Event::NodeRegistered { reply: ReplyId(0), registration };
         self.enqueue(event, Some(Asker::Registration { connection, call, node, session }));
     }
 
@@ -365,7 +398,8 @@ impl World {
             };
             answers.push((key, answer));
         }
-        let answer = Ok(Registered { session, verdicts: answers, leader: self.standing() });
+        let lease = self.lease();
+        let answer = Ok(Registered { session, verdicts: answers, leader: self.standing(), lease });
         self.send(connection, Message::Down(Down::Registered { call, answer }));
     }
 
@@ -390,186 +424,6 @@ impl World {
             }
             Asker::Client { client, call } => self.client_unavailable(client, call),
             Asker::Operator { operation, call } => self.operator_unavailable(operation, call),
-        }
-    }
-
-    /// What the engine says to agents.
-    pub fn say(&mut self, say: &Say) {
-        match *say {
-            Say::Dispatch { node, session, attempt } => {
-                self.history.note(self.now, "dispatch", attempt);
-                self.command(node, session, Order::Start(attempt));
-            }
-            Say::Cancel { node, session, attempt, .. } => {
-                self.history.note(self.now, "cancel said", attempt);
-                self.command(node, session, Order::Cancel(attempt));
-            }
-            Say::Withdraw { node, session, attempt } => {
-                self.history.note(self.now, "withdrawal asked", attempt);
-                if self.broken == Some(Broken::WithdrawsUnanswered) {
-                    self.enqueue(Event::AttemptWithdrawn { node, attempt }, None);
-                }
-                self.command(node, session, Order::Withdraw(attempt));
-            }
-            Say::EndSession { node, session } => {
-                self.history.note(self.now, "node offline", format_args!("{}", self.node_index(node)));
-                self.end_session(node, session);
-            }
-            Say::Ack { node, attempt, ack, ended } => {
-                if ack == Ack::Stale {
-                    self.history.note(self.now, "stale word", attempt);
-                }
-                if let Some(entry) = self.core().and_then(|core| core.sessions.get_mut(&node)) {
-                    entry.acks.push_back((attempt, ack, ended));
-                    self.speak_acks(node);
-                }
-            }
-            Say::Reply(..)
-            | Say::JobChanged(_)
-            | Say::Ended { .. }
-            | Say::Unplaced { .. }
-            | Say::Placed { .. } => {}
-        }
-    }
-
-    fn command(&mut self, node: NodeId, session: SessionId, order: Order) {
-        let entry = self.core().and_then(|core| core.sessions.get_mut(&node));
-        if let Some(entry) = entry.filter(|entry| entry.session == session) {
-            entry.commands.push_back(order);
-            self.speak(node);
-        }
-    }
-
-    /// Every agent is asked to register again.
-    pub fn register_again(&mut self) {
-        let Some(core) = self.core() else { return };
-        let nodes: Vec<NodeId> = core.sessions.keys().copied().collect();
-        for node in nodes {
-            if let Some(entry) = self.core().and_then(|core| core.sessions.get_mut(&node)) {
-                entry.commands.push_back(Order::RegisterAgain);
-            }
-            self.speak(node);
-        }
-    }
-
-    /// Puts what waits for a session into a message, if nothing is being put together.
-    pub fn speak(&mut self, node: NodeId) {
-        let wait = self.database_wait();
-        let Some(entry) = self.core().and_then(|core| core.sessions.get_mut(&node)) else { return };
-        if entry.speaking || entry.commands.is_empty() || entry.assign.is_none() {
-            return;
-        }
-        entry.speaking = true;
-        let orders: Vec<Order> = entry.commands.drain(..).collect();
-        let session = entry.session;
-        let reads = orders.iter().any(|order| matches!(order, Order::Start(_)));
-        self.later(if reads { wait } else { 0 }, Handler::Speak { node, session, orders });
-    }
-
-    fn spoken(&mut self, node: NodeId, session: SessionId, orders: Vec<Order>) {
-        let reads = orders.iter().any(|order| matches!(order, Order::Start(_)));
-        if !self.live(node, session) {
-            return;
-        }
-        if reads && self.read_fails() {
-            return self.later(RETRY, Handler::Speak { node, session, orders });
-        }
-        let leader = self.standing();
-        let Some(entry) = self.core().and_then(|core| core.sessions.get_mut(&node)) else { return };
-        entry.speaking = false;
-        if let Some(connection) = entry.assign {
-            self.send(connection, Message::Down(Down::Assign { session, orders, leader }));
-        }
-        self.speak(node);
-    }
-
-    fn speak_acks(&mut self, node: NodeId) {
-        let wait = self.database_wait();
-        let Some(entry) = self.core().and_then(|core| core.sessions.get_mut(&node)) else { return };
-        if entry.acking || entry.acks.is_empty() || entry.results.is_none() {
-            return;
-        }
-        entry.acking = true;
-        let acks: Vec<_> = entry.acks.drain(..).collect();
-        let session = entry.session;
-        let reads = acks.iter().any(|(_, ack, ended)| *ack == Ack::Stale && *ended);
-        self.later(if reads { wait } else { 0 }, Handler::Acks { node, session, acks });
-    }
-
-    fn acked(&mut self, node: NodeId, session: SessionId, acks: Vec<(AttemptKey, Ack, bool)>) {
-        if !self.live(node, session) {
-            return;
-        }
-        let reads = acks.iter().any(|(_, ack, ended)| *ack == Ack::Stale && *ended);
-        if reads && self.read_fails() {
-            return self.later(RETRY, Handler::Acks { node, session, acks });
-        }
-        let mut said = Vec::new();
-        for (key, ack, ended) in acks {
-            let kind = match ack {
-                Ack::Durable => AckKind::Durable,
-                Ack::Stale if ended => self.settled(node, key),
-                Ack::Stale => AckKind::Stale,
-            };
-            said.push((key, kind, ended));
-        }
-        let Some(entry) = self.core().and_then(|core| core.sessions.get_mut(&node)) else { return };
-        entry.acking = false;
-        if let Some(connection) = entry.results {
-            self.send(connection, Message::Down(Down::Acks { session, acks: said }));
-        }
-        self.speak_acks(node);
-    }
-
-    /// An end for an attempt that the engine does not hold.
-    fn settled(&self, node: NodeId, key: AttemptKey) -> AckKind {
-        let row = self.database.attempts.get(&key).filter(|row| row.node == node);
-        let own = row.and_then(|row| row.ended.as_ref()).is_some_and(|(_, end)| told_by_agent(end.cause));
-        if own { AckKind::Durable } else { AckKind::Stale }
-    }
-
-    /// What is said is what is committed.
-    pub fn check_say(&mut self, say: &Say) {
-        let database = &self.database;
-        let holds = match say {
-            Say::Dispatch { node, attempt, .. } => {
-                database.attempts.get(attempt).is_some_and(|row| row.node == *node)
-            }
-            Say::Ack { attempt, ack: Ack::Durable, ended, .. } => {
-                let row = database.attempts.get(attempt);
-                row.is_some_and(|row| row.ended.is_some() || !ended && row.started_at.is_some())
-            }
-            Say::Reply(_, Reply::Submitted { number, uuid, .. }) => {
-                database.jobs.get(number).is_some_and(|job| job.new.uuid == *uuid)
-            }
-            Say::Reply(_, Reply::Cancelled { number, state }) => database
-                .jobs
-                .get(number)
-                .is_some_and(|job| job.row.ending == Some(*state) || is_final(job.row.state)),
-            // One of several views in a batch may be older than the row that landed.
-            Say::JobChanged(view) => database
-                .jobs
-                .get(&view.row.number)
-                .is_some_and(|job| view.row.finished_at.is_none() || job.row == view.row),
-            Say::Cancel { .. }
-            | Say::Withdraw { .. }
-            | Say::EndSession { .. }
-            | Say::Ack { ack: Ack::Stale, .. }
-            | Say::Ended { .. }
-            | Say::Unplaced { .. }
-            | Say::Placed { .. }
-            | Say::Reply(
-                _,
-                Reply::Registered { .. }
-                | Reply::Heard { .. }
-                | Reply::Node(_)
-                | Reply::Nodes(_)
-                | Reply::Explained(_)
-                | Reply::Refused(_),
-            ) => true,
-        };
-        if !holds {
-            self.history.fail(self.now, format!("said, but not committed: {say:?}"));
         }
     }
 }

@@ -2,14 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use coordinator::engine::{event::NodeChange, types::Counts};
+use coordinator::engine::{
+    Engine,
+    effect::{Effects, NodeView, Reply, Say},
+    event::{Event, NodeChange, ReplyId},
+    types::Counts,
+};
 use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1::Verdict;
 
 use crate::{
     database::is_final,
+    host::Host,
+    invariant::Invariant,
     network::Registered,
-    plan::{Fault, MS, Micros, SECOND},
+    plan::{Fault, Micros, SECOND},
     world::{Happening, World},
 };
 
@@ -26,12 +33,17 @@ impl World {
             Fault::DamageRecord { node, down } => self.kill_daemon(node, down, true),
             Fault::Reboot { node, down } => self.reboot(node, down),
             Fault::Cut { node } => self.cut_node(node),
-            Fault::Partition { node, up, down, lasts } => self.block(node, up, down, lasts),
-            Fault::CrashCoordinator { down } => self.crash(down),
-            Fault::CrashAt { point, down } => self.crash_at = Some((point, down)),
-            Fault::Freeze { lasts } => {
-                self.history.note(self.now, "coordinator stands still", format_args!("{} ms", lasts / MS));
-                self.frozen_until = self.now + lasts;
+            Fault::Partition { node, host, up, down, lasts } => self.partition(node, host, (up, down), lasts),
+            Fault::CrashCoordinator { host, down } => {
+                self.turn = host;
+                self.crash(down);
+            }
+            Fault::CrashAt { host, point, down } => self.hosts[host].crash_at = Some((point, down)),
+            Fault::Freeze { host, lasts } => self.freeze(host, lasts),
+            Fault::CutOffDatabase { host, lasts } => self.cut_off_database(host, lasts),
+            Fault::WallClock { ms } => {
+                self.history.note(self.now, "wall clock jumps", format_args!("{ms} ms"));
+                self.wall_ms += ms;
             }
             Fault::DatabaseDown { lasts } => {
                 self.history.note(self.now, "database down", "");
@@ -51,6 +63,21 @@ impl World {
         }
     }
 
+    /// Between a node and a host, or all of either kind.
+    fn partition(
+        &mut self,
+        node: Option<usize>,
+        host: Option<usize>,
+        directions: (bool, bool),
+        lasts: Micros,
+    ) {
+        for at in (0..self.machines.len()).filter(|at| node.is_none_or(|node| node == *at)) {
+            for to in (0..self.hosts.len()).filter(|to| host.is_none_or(|host| host == *to)) {
+                self.block(at, to, directions, lasts);
+            }
+        }
+    }
+
     pub fn database_up(&mut self, outage: Option<u64>) {
         if self.database_down && outage.is_none_or(|outage| outage == self.outage) {
             self.history.note(self.now, "database up", "");
@@ -62,12 +89,17 @@ impl World {
     pub fn heal(&mut self) {
         self.history.note(self.now, "all is healed", "");
         self.healed = true;
-        self.crash_at = None;
-        self.frozen_until = self.frozen_until.min(self.now);
+        for host in &mut self.hosts {
+            host.crash_at = None;
+            host.frozen_until = host.frozen_until.min(self.now);
+            host.cut_off_until = host.cut_off_until.min(self.now);
+        }
         self.database_slow_until = 0;
         self.database_up(None);
-        for node in 0..self.links.len() {
-            self.unblock(node, None);
+        for node in 0..self.machines.len() {
+            for host in 0..self.hosts.len() {
+                self.unblock(node, host, None);
+            }
             self.operate(node, NodeChange::Uncordon);
         }
         self.at(self.now + SECOND, Happening::Probe);
@@ -96,6 +128,13 @@ impl World {
     /// Nothing is left behind.
     pub fn check_end(&mut self) {
         self.check_people();
+        let leads = |host: &Host| {
+            host.process.as_ref().is_some_and(|core| core.leading && core.epoch == self.database.epoch)
+        };
+        match self.hosts.iter().position(leads) {
+            Some(host) => self.turn = host,
+            None => return self.history.fail(self.now, Invariant::EverythingEnds, "nobody leads"),
+        }
         let views = self.node_views();
         let busy = views.iter().find(|view| {
             view.running + view.queued > 0
@@ -103,20 +142,28 @@ impl World {
                 || view.memory_free != view.memory_total
         });
         if let Some(view) = busy {
-            self.history.fail(self.now, format!("resources are not given back: {view:?}"));
+            self.history.fail(
+                self.now,
+                Invariant::EverythingEnds,
+                format!("resources are not given back: {view:?}"),
+            );
         }
         let mut tasks = Counts::default();
         for job in self.database.jobs.values() {
             tasks.add(&job.row.counts);
         }
-        let totals = self.engine().map(coordinator::engine::Engine::totals);
+        let totals = self.core().and_then(|core| core.engine.as_ref()).map(Engine::totals);
         let jobs = self.database.jobs.len() as u64;
         match totals {
             Some(totals) if totals.tasks == tasks && totals.jobs.iter().sum::<u64>() == jobs => {}
             Some(totals) => {
-                self.history.fail(self.now, format!("{jobs} jobs with {tasks:?} are counted as {totals:?}"));
+                self.history.fail(
+                    self.now,
+                    Invariant::CountsAgree,
+                    format!("{jobs} jobs with {tasks:?} are counted as {totals:?}"),
+                );
             }
-            None => self.history.fail(self.now, "nobody leads"),
+            None => self.history.fail(self.now, Invariant::EverythingEnds, "nobody leads"),
         }
     }
 
@@ -137,12 +184,32 @@ impl World {
     pub fn must_be_dead(&mut self, node: usize, key: AttemptKey, life: u64) {
         let lives = self.history.processes.get(&key).is_some_and(|fact| fact.ended.is_none());
         if lives && self.life_of(node) == life {
-            self.history
-                .fail(self.now, format!("{key} was replaced, its node {node} is back, and it lives on"));
+            self.history.fail(
+                self.now,
+                Invariant::ReplacedDies,
+                format!("{key} was replaced, its node {node} is back, and it lives on"),
+            );
         }
     }
 
     fn life_of(&self, node: usize) -> u64 {
         self.machines[node].daemon.as_ref().map_or(0, |daemon| daemon.life)
+    }
+
+    /// Asks the engine for its nodes, outside of any batch.
+    fn node_views(&mut self) -> Vec<NodeView> {
+        let time = self.time();
+        let Some(engine) = self.core_mut().and_then(|core| core.engine.as_mut()) else {
+            return Vec::new();
+        };
+        let mut fx = Effects::default();
+        engine.handle(time, &Event::NodesAsked { reply: ReplyId(0) }, &mut fx);
+        fx.says
+            .into_iter()
+            .find_map(|say| match say {
+                Say::Reply(_, Reply::Nodes(views)) => Some(views),
+                _ => None,
+            })
+            .unwrap_or_default()
     }
 }

@@ -6,14 +6,15 @@ use std::fmt::Display;
 
 use coordinator::engine::{
     effect::{AttemptRow, TaskRow},
-    event::Registration,
-    types::{Cause, TaskState, Time},
+    types::{Cause, TaskState},
 };
-use mesh_proto::ids::{AttemptKey, BootId, JobNumber, NodeId, SessionId};
+use mesh_proto::ids::{AttemptKey, BootId, JobNumber, NodeId};
 
 use crate::{
-    database::{Database, Landed, is_given_back},
+    database::{Change, Database, Landed, is_given_back},
+    invariant::{Invariant, Violation},
     plan::Micros,
+    witness::Witness,
 };
 
 /// How a process ended.
@@ -23,6 +24,8 @@ pub enum Exit {
     Killed,
     /// With its machine.
     Vanished,
+    /// By its jail, when its node's lease was over.
+    LeaseOver,
 }
 
 /// What is true of a process.
@@ -32,30 +35,26 @@ pub struct ProcessFact {
     pub ended: Option<Exit>,
 }
 
-/// What the coordinator was told by a node, as far as its engine took it in.
-#[derive(Clone, Debug, Default)]
-struct Contact {
-    heard: Time,
-    /// The end of the last silence that was long enough for `OFFLINE`.
-    silent_until: Option<Time>,
-    boot: Option<BootId>,
-    held: BTreeSet<AttemptKey>,
-    /// Registered since memory was read.
-    session: Option<SessionId>,
-}
+/// How agents tell that a lease ended an attempt.
+pub const LEASE_OVER: &str = "no coordinator acknowledged its node for too long (on_disconnect: kill)";
 
 /// The record of one run.
 #[derive(Debug, Default)]
 pub struct History {
     trace: bool,
     /// The first broken promise.
-    pub broken: Option<String>,
+    pub broken: Option<Violation>,
     /// How often what happened.
     pub counts: BTreeMap<&'static str, u64>,
     pub processes: BTreeMap<AttemptKey, ProcessFact>,
-    /// Nodes whose cordon or drain was acknowledged, and since when.
-    pub cordoned: BTreeMap<NodeId, Time>,
-    contacts: BTreeMap<NodeId, Contact>,
+    /// Nodes whose cordon or drain was acknowledged.
+    pub cordoned: BTreeSet<NodeId>,
+    /// When each attempt was assigned.
+    assigned: BTreeMap<AttemptKey, Micros>,
+    /// The process that writes in each epoch.
+    pub writers: BTreeMap<u64, u64>,
+    /// Every change of state that a commit made.
+    pub changes: BTreeSet<Change>,
     /// Of everything that was noted: equal seeds give equal digests.
     pub digest: u64,
 }
@@ -79,59 +78,37 @@ impl History {
     }
 
     /// A promise is broken; the first one is what is told.
-    pub fn fail(&mut self, now: Micros, why: impl Into<String>) {
-        let why = why.into();
-        self.note(now, "BROKEN", &why);
-        self.broken.get_or_insert(why);
+    pub fn fail(&mut self, now: Micros, invariant: Invariant, why: impl Into<String>) {
+        self.report(now, Violation::new(invariant, why));
     }
 
-    /// Memory was read anew: silence counts from now.
-    pub fn term_begins(&mut self, now: Time) {
-        for contact in self.contacts.values_mut() {
-            contact.heard = contact.heard.max(now);
-            contact.session = None;
-        }
-    }
-
-    /// The engine takes in a word of a node; a heartbeat counts in the session that it knows.
-    pub fn heard(&mut self, node: NodeId, beat: Option<SessionId>, now: Time, offline_after_ms: u64) {
-        let contact = self.contacts.entry(node).or_default();
-        if beat.is_some() && beat != contact.session {
-            return;
-        }
-        if now.since(contact.heard) > offline_after_ms {
-            contact.silent_until = Some(now);
-        }
-        contact.heard = now;
-    }
-
-    /// The engine takes in a registration: what the node truly holds.
-    pub fn registered(&mut self, new: &Registration) {
-        let contact = self.contacts.entry(new.node).or_default();
-        contact.boot = Some(new.boot);
-        contact.session = Some(new.session);
-        contact.held = new.inventory.iter().map(|(key, _)| *key).collect();
+    /// The same, for one that is at hand.
+    pub fn report(&mut self, now: Micros, violation: Violation) {
+        self.note(now, "BROKEN", &violation);
+        self.broken.get_or_insert(violation);
     }
 
     /// Whether the engine may declare this attempt lost. A silent node is suspected, not
     /// replaced; an attempt that its node holds is not lost.
-    pub fn check_lost(&mut self, micros: Micros, row: &AttemptRow, offline_after_ms: u64) {
+    pub fn check_lost(&mut self, now: Micros, witness: &Witness, row: &AttemptRow, offline_after_ms: u64) {
         let Some((at, end)) = &row.ended else { return };
         if end.cause != Cause::Lost {
             return;
         }
-        let unknown = Contact::default();
-        let contact = self.contacts.get(&row.node).unwrap_or(&unknown);
+        let contact = witness.of(row.node);
+        // One that was assigned in this batch is not noted yet.
+        let assigned = self.assigned.get(&row.key).copied().unwrap_or(now);
         let silent = at.since(contact.heard) > offline_after_ms
-            || contact.silent_until.is_some_and(|until| until > row.assigned_at);
+            || contact.silent_until.is_some_and(|until| until > assigned);
         let justified = match end.message.as_str() {
             "the node restarted" => contact.boot.is_some_and(|boot| boot != row.boot),
             "the agent has no record of it" => !contact.held.contains(&row.key),
+            LEASE_OVER => self.processes.get(&row.key).is_none_or(|fact| fact.ended == Some(Exit::LeaseOver)),
             _ => silent,
         };
         if !justified {
             let why = format!("{} is given up too early ({}): heard {contact:?}", row.key, end.message);
-            self.fail(micros, why);
+            self.fail(now, Invariant::NotGivenUpEarly, why);
         }
     }
 
@@ -144,23 +121,35 @@ impl History {
         node: usize,
         id: NodeId,
         boot: BootId,
+        leased: bool,
         database: &Database,
     ) {
         self.note(now, "process starts", format_args!("{key} at node {node}"));
         let wrong = match database.attempts.get(&key) {
-            None => Some("its assignment is not committed".to_owned()),
-            Some(row) if row.node != id || row.boot != boot => Some(format!("it is assigned as {row:?}")),
+            None => Some((Invariant::StartsCommitted, "its assignment is not committed".to_owned())),
+            Some(row) if row.node != id || row.boot != boot => {
+                Some((Invariant::StartsCommitted, format!("it is assigned as {row:?}")))
+            }
             Some(row) => match &row.ended {
-                Some((_, end)) if end.cause != Cause::Lost => Some(format!("it has ended: {end:?}")),
+                Some((_, end)) if is_given_back(end) => {
+                    Some((Invariant::GivenBackNeverBegan, "it was given back".to_owned()))
+                }
+                Some((_, end)) if end.cause != Cause::Lost => {
+                    Some((Invariant::StartsCommitted, format!("it has ended: {end:?}")))
+                }
                 Some(_) | None => None,
             },
         };
-        if let Some(wrong) = wrong {
-            self.fail(now, format!("{key} starts at node {node}, but {wrong}"));
+        if let Some((invariant, wrong)) = wrong {
+            self.fail(now, invariant, format!("{key} starts at node {node}, but {wrong}"));
+        }
+        let other = self.alive().map(|(other, _)| *other).find(|other| other.task == key.task);
+        if let Some(other) = other.filter(|_| leased) {
+            self.fail(now, Invariant::NoOverlap, format!("{key} starts while {other} lives"));
         }
         let fact = ProcessFact { node, ended: None };
         if self.processes.insert(key, fact).is_some() {
-            self.fail(now, format!("{key} starts twice"));
+            self.fail(now, Invariant::StartsOnce, format!("{key} starts twice"));
         }
     }
 
@@ -180,20 +169,21 @@ impl History {
 
     /// Checks what a commit made true against what is true.
     pub fn landed(&mut self, now: Micros, landed: &Landed, database: &Database) {
+        self.changes.extend(&landed.changes);
         for row in &landed.assigned {
             self.note(now, "assigned", row.key);
-            if let Some(since) = self.cordoned.get(&row.node)
-                && row.assigned_at > *since
-            {
-                self.fail(now, format!("{} is assigned to a node that takes nothing", row.key));
+            self.assigned.insert(row.key, now);
+            if self.cordoned.contains(&row.node) {
+                let why = format!("{} is assigned to a node that takes nothing", row.key);
+                self.fail(now, Invariant::CordonHolds, why);
             }
             if let Err(unmet) = check_needs(database, row.key) {
-                self.fail(now, unmet);
+                self.fail(now, Invariant::NeedsFirst, unmet);
             }
         }
         for row in &landed.ended {
             if let Err(untrue) = self.check_end(row) {
-                self.fail(now, untrue);
+                self.report(now, untrue);
             }
         }
         for row in &landed.finished_tasks {
@@ -207,7 +197,7 @@ impl History {
     }
 
     /// The end that is committed is the end that was.
-    fn check_end(&mut self, row: &AttemptRow) -> Result<(), String> {
+    fn check_end(&mut self, row: &AttemptRow) -> Result<(), Violation> {
         let Some((_, end)) = &row.ended else { return Ok(()) };
         let key = row.key;
         let fact = self.processes.get(&key).copied();
@@ -223,14 +213,19 @@ impl History {
         if is_given_back(end) {
             return match fact {
                 None => Ok(()),
-                Some(fact) => Err(format!("{key} counts as given back, but it began: {fact:?}")),
+                Some(fact) => Err(Violation::new(
+                    Invariant::GivenBackNeverBegan,
+                    format!("{key} counts as given back, but it began: {fact:?}"),
+                )),
             };
         }
         if let Some(ProcessFact { ended: None, .. }) = fact {
-            return Err(format!("{key} is ended as {end:?}, but its process lives"));
+            let why = format!("{key} is ended as {end:?}, but its process lives");
+            return Err(Violation::new(Invariant::TrueEnd, why));
         }
         if end.cause == Cause::Exit && fact.and_then(|fact| fact.ended) != end.exit_code.map(Exit::Exited) {
-            return Err(format!("{key} is ended as {end:?}, but its process: {fact:?}"));
+            let why = format!("{key} is ended as {end:?}, but its process: {fact:?}");
+            return Err(Violation::new(Invariant::TrueEnd, why));
         }
         Ok(())
     }
@@ -248,7 +243,11 @@ impl History {
             key.task.job == job && of(key) && lost.is_none_or(|(_, end)| end.cause != Cause::Lost)
         });
         if let Some(key) = lives {
-            self.fail(now, format!("{job} is over in part, but the process of {key} lives"));
+            self.fail(
+                now,
+                Invariant::ProcessesGone,
+                format!("{job} is over in part, but the process of {key} lives"),
+            );
         }
     }
 }

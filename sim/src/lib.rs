@@ -6,12 +6,15 @@
 //!
 //! ```text
 //! plan      what a seed decides beforehand: nodes, jobs, faults
-//! world     the clock and the queue of happenings
-//! commit    the coordinator's process: the real engine under the rules of the commit loop
-//! edge      its handlers and sessions             network   connections that break and block
-//! database  rows, guards, the leader's row        client    people who submit, cancel, drain
-//! daemon    the real table of attempts, sessions  runner    one attempt     machine  disk, jail
-//! history   the true story, and what it must obey faults    what goes wrong, and the end
+//! world     the queue of happenings               host      coordinators' machines, their clocks
+//! coordinator  standing by, taking the lead       commit    the real engine in the commit loop
+//! transaction  fence, COMMIT, answer              release   what follows a commit
+//! edge      handlers and sessions                 voice     what is said to agents
+//! database  rows, guards, the leader's row        network   connections that break and block
+//! client    people who submit, cancel, drain      daemon    the real table of attempts, sessions
+//! runner    one attempt                           machine   disk, jail, leases
+//! invariant the promises, by name                 history   the true story, and what it must obey
+//! witness   what an engine was told               faults    what goes wrong, and the end
 //! broken    rules broken on purpose, to show that the checker bites
 //! ```
 
@@ -20,17 +23,25 @@
 mod broken;
 mod client;
 mod commit;
+mod coordinator;
 mod daemon;
 mod database;
 mod edge;
 mod faults;
 mod history;
+mod host;
+mod invariant;
 mod machine;
 mod network;
 mod plan;
+mod release;
 mod rng;
 mod runner;
+mod transaction;
+mod voice;
+mod witness;
 mod world;
 
 pub use broken::{BROKEN, Broken, replay};
+pub use invariant::{INVARIANTS, Invariant, Violation};
 pub use world::{Outcome, run};

@@ -11,6 +11,8 @@ use mesh_proto::v1;
 use crate::{
     daemon::{Daemon, Phase},
     history::Exit,
+    host::BootClock,
+    invariant::Invariant,
     network::Point,
     plan::{Behaviour, MS, Micros, SECOND},
     runner::{self, Runner, RunnerStep},
@@ -47,6 +49,8 @@ pub struct Process {
     pub exit: Option<(Exit, u64)>,
     kill_at: Option<Micros>,
     pub output: u64,
+    /// By the machine's clock, when it is ended at the latest, if it lives on a lease.
+    pub lease: Option<Micros>,
 }
 
 /// One machine.
@@ -60,6 +64,9 @@ pub struct Machine {
     pub seen: Point,
     pub daemon: Option<Daemon>,
     pub capacity: Capacity,
+    pub clock: BootClock,
+    /// By its clock, until when what lives on a lease may live.
+    pub lease_until: Micros,
 }
 
 /// What happens in a daemon.
@@ -88,12 +95,17 @@ pub enum DaemonStep {
 #[derive(Clone, Copy, Debug)]
 pub enum JailStep {
     Launch,
-    End { plan: u64, exit: Exit },
+    /// Looks whether its lease is over.
+    Lease,
+    End {
+        plan: u64,
+        exit: Exit,
+    },
 }
 
 impl Machine {
     #[must_use]
-    pub fn new(index: usize, facts: &Facts) -> Self {
+    pub fn new(index: usize, facts: &Facts, clock: BootClock) -> Self {
         Self {
             id: NodeId(uuid::Uuid::from_u128(index as u128 + 1)),
             boot: 0,
@@ -107,6 +119,8 @@ impl Machine {
                 memory_bytes: facts.total.memory,
                 named: facts.total.named.clone(),
             },
+            clock,
+            lease_until: 0,
         }
     }
 
@@ -264,7 +278,7 @@ impl World {
     }
 
     /// The jail is asked to start an attempt.
-    pub fn launch(&mut self, node: usize, key: AttemptKey) {
+    pub fn launch(&mut self, node: usize, key: AttemptKey, lease: Option<Micros>) {
         let stubborn = self.behaviour(key).stubborn;
         let process = Process {
             plan: 0,
@@ -274,6 +288,7 @@ impl World {
             exit: None,
             kill_at: None,
             output: 0,
+            lease,
         };
         let machine = &mut self.machines[node];
         machine.jail.insert(key, process);
@@ -328,15 +343,26 @@ impl World {
         }
         let Some(process) = machine.jail.get_mut(&key) else { return };
         match step {
+            JailStep::Launch if process.lease.is_some_and(|until| until <= machine.clock.read(self.now)) => {
+                process.exit = Some((Exit::LeaseOver, 0));
+                self.runner_after(node, key, (0, 3 * MS), RunnerStep::Exited);
+            }
             JailStep::Launch => {
                 process.started = Some(self.now);
+                let leased = process.lease.is_some();
                 let (id, boot_id) = (machine.id, machine.boot_id());
-                self.history.process_starts(self.now, key, node, id, boot_id, &self.database);
+                self.history.process_starts(self.now, key, node, id, boot_id, leased, &self.database);
                 if let Some(over) = self.machines[node].overload() {
-                    self.history.fail(self.now, format!("node {node} runs more than it has: {over}"));
+                    self.history.fail(
+                        self.now,
+                        Invariant::NoOverload,
+                        format!("node {node} runs more than it has: {over}"),
+                    );
                 }
                 self.run_process(node, key);
+                self.watch_lease(node, key);
             }
+            JailStep::Lease => self.watch_lease(node, key),
             JailStep::End { plan, exit } => {
                 if process.plan != plan || process.exit.is_some() {
                     return;
@@ -362,6 +388,32 @@ impl World {
             self.end_process_at(node, key, at.max(self.now + MS), Exit::Killed);
         }
         self.runner_after(node, key, (0, 2 * MS), RunnerStep::Started);
+    }
+
+    /// What lives on a lease lives on, from when the word that was acknowledged was sent.
+    pub fn prolong(&mut self, node: usize, sent: Micros, lease: Micros) {
+        if lease == 0 {
+            return;
+        }
+        let machine = &mut self.machines[node];
+        machine.lease_until = machine.lease_until.max(sent + lease);
+        for process in machine.jail.values_mut() {
+            process.lease = process.lease.map(|until| until.max(sent + lease));
+        }
+    }
+
+    /// Ends a process whose lease is over, or looks again when it will be.
+    fn watch_lease(&mut self, node: usize, key: AttemptKey) {
+        let machine = &self.machines[node];
+        let (boot, clock) = (machine.boot, machine.clock);
+        let process = machine.jail.get(&key).filter(|process| process.exit.is_none());
+        let Some(until) = process.and_then(|process| process.lease) else { return };
+        if clock.read(self.now) < until {
+            let at = clock.when(until).max(self.now + MS);
+            return self.at(at, Happening::Jail { node, boot, key, step: JailStep::Lease });
+        }
+        self.history.note(self.now, "lease is over", key);
+        self.end_process_at(node, key, self.now, Exit::LeaseOver);
     }
 
     /// Whether anything of attempts is left on a machine.

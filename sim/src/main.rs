@@ -41,8 +41,9 @@ fn main() -> ExitCode {
     };
     let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.broken.is_some()).collect();
     for outcome in failed.iter().take(20) {
-        let why = outcome.broken.as_deref().unwrap_or_default();
-        println!("seed {}: {why}\n  {}", outcome.seed, replay(outcome.seed, flags.broken));
+        if let Some(violation) = &outcome.broken {
+            println!("seed {}: {violation}\n  {}", outcome.seed, replay(outcome.seed, flags.broken));
+        }
     }
     let happenings: u64 = outcomes.iter().map(|outcome| outcome.happenings).sum();
     let simulated: u64 = outcomes.iter().map(|outcome| outcome.lasted / 1_000_000).sum();

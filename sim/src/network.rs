@@ -21,6 +21,8 @@ pub enum Up {
         boot: BootId,
         inventory: Vec<(AttemptKey, Held)>,
         seen: Point,
+        /// When the inventory was taken, by the machine's clock.
+        taken: Micros,
     },
     Heartbeat {
         call: u64,
@@ -48,7 +50,7 @@ pub enum Up {
 #[derive(Clone, Debug)]
 pub enum Down {
     Registered { call: u64, answer: Result<Registered, No> },
-    Beat { call: u64, answer: Result<Point, No> },
+    Beat { call: u64, answer: Result<(Point, Micros), No> },
     Assign { session: SessionId, orders: Vec<Order>, leader: Point },
     AssignEnded { session: SessionId },
     Acks { session: SessionId, acks: Vec<(AttemptKey, AckKind, bool)> },
@@ -64,6 +66,8 @@ pub struct Registered {
     pub session: SessionId,
     pub verdicts: Vec<(AttemptKey, v1::Verdict)>,
     pub leader: Point,
+    /// How long what lives on a lease may live, from when the registration was sent.
+    pub lease: Micros,
 }
 
 /// An answer that is none.
@@ -118,7 +122,14 @@ impl Message {
     }
 }
 
-/// The way between one node and the coordinator.
+impl Message {
+    /// Calls that are tried again, and words that are said again.
+    fn may_come_twice(&self) -> bool {
+        matches!(self, Self::Up(Up::Register { .. } | Up::Heartbeat { .. } | Up::Results { .. }))
+    }
+}
+
+/// The way between one node and one host.
 #[derive(Debug, Default)]
 pub struct Link {
     pub up_blocked: bool,
@@ -138,6 +149,7 @@ impl Link {
 #[derive(Debug)]
 pub struct Connection {
     pub node: usize,
+    pub host: usize,
     /// The lives of its two ends.
     pub daemon: u64,
     pub process: u64,
@@ -157,12 +169,19 @@ pub enum Side {
 }
 
 impl World {
-    /// A new connection of a node to the coordinator that lives.
-    pub fn connect(&mut self, node: usize, daemon: u64) -> Option<u64> {
-        let process = self.coordinator.as_ref()?.life;
+    /// The way between a node and a host.
+    #[must_use]
+    pub fn link(&self, node: usize, host: usize) -> usize {
+        node * self.hosts.len() + host
+    }
+
+    /// A new connection of a node to the coordinator that lives at a host.
+    pub fn connect(&mut self, node: usize, host: usize, daemon: u64) -> Option<u64> {
+        let process = self.hosts[host].process.as_ref()?.life;
         let id = self.number();
         let connection = Connection {
             node,
+            host,
             daemon,
             process,
             agent_open: true,
@@ -195,13 +214,23 @@ impl World {
             at = at.max(*last + 1);
             *last = at;
         }
+        if message.may_come_twice() && self.rng.chance(self.weather().twice) {
+            self.history.note(self.now, "message comes twice", "");
+            let again = at + self.rng.skewed(1, SECOND);
+            self.at(again, Happening::Arrive { connection, message: message.clone() });
+            if let Some(lane) = message.lane()
+                && let Some(open) = self.connections.get_mut(&connection)
+            {
+                open.last.insert(lane, again);
+            }
+        }
         self.at(at, Happening::Arrive { connection, message });
     }
 
     pub fn arrive(&mut self, connection: u64, message: Message) {
         let loses = self.rng.chance(500);
         let Some(open) = self.connections.get_mut(&connection) else { return };
-        let link = &mut self.links[open.node];
+        let link = &mut self.links[open.node * self.hosts.len() + open.host];
         let blocked = match message {
             Message::Up(_) => link.up_blocked,
             Message::Down(_) => link.down_blocked,
@@ -221,7 +250,7 @@ impl World {
         let (node, daemon, process) = (open.node, open.daemon, open.process);
         match message {
             Message::Up(up) => {
-                let there = open.server_open && self.coordinator.as_ref().is_some_and(|c| c.life == process);
+                let there = open.server_open && self.core_of(process).is_some();
                 if there {
                     self.history.note(self.now, "arrives", format_args!("from node {node}: {up:?}"));
                     self.take_up(connection, node, up);
@@ -279,7 +308,7 @@ impl World {
             }
             Side::Server => {
                 open.server_open = false;
-                if self.coordinator.as_ref().is_some_and(|c| c.life == process) {
+                if self.core_of(process).is_some() {
                     self.server_disconnected(connection);
                 }
             }
@@ -292,31 +321,40 @@ impl World {
         }
     }
 
-    /// Nothing passes in these directions. A connection that is blocked on one side only is dead
-    /// as well: what is sent is never acknowledged, and keepalives end it.
-    pub fn block(&mut self, node: usize, up: bool, down: bool, lasts: Micros) {
-        let link = &mut self.links[node];
+    /// Nothing passes in these directions between a node and a host. A connection that is blocked
+    /// on one side only is dead as well: what is sent is never acknowledged, and keepalives end it.
+    pub fn block(&mut self, node: usize, host: usize, (up, down): (bool, bool), lasts: Micros) {
+        let at = self.link(node, host);
+        let link = &mut self.links[at];
         link.up_blocked |= up;
         link.down_blocked |= down;
         link.block += 1;
         let block = link.block;
-        self.history.note(self.now, "partition", format_args!("node {node} up {up} down {down}"));
+        self.history.note(
+            self.now,
+            "partition",
+            format_args!("node {node} from host {host}, up {up} down {down}"),
+        );
         let patience = self.rng.range(5 * SECOND, 25 * SECOND);
-        self.after(patience, Happening::Keepalive { node, block });
-        self.after(lasts, Happening::Unblock { node, block });
+        self.after(patience, Happening::Keepalive { node, host, block });
+        self.after(lasts, Happening::Unblock { node, host, block });
     }
 
-    pub fn keepalive(&mut self, node: usize, block: u64) {
-        if self.links[node].block == block && self.links[node].is_blocked() {
+    pub fn keepalive(&mut self, node: usize, host: usize, block: u64) {
+        let link = &self.links[self.link(node, host)];
+        if link.block == block && link.is_blocked() {
             for connection in self.connections_of(node) {
-                let (agent, server) = (self.rng.skewed(0, 10 * SECOND), self.rng.skewed(0, 10 * SECOND));
-                self.cut(connection, agent, server);
+                if self.connections.get(&connection).is_some_and(|open| open.host == host) {
+                    let (agent, server) = (self.rng.skewed(0, 10 * SECOND), self.rng.skewed(0, 10 * SECOND));
+                    self.cut(connection, agent, server);
+                }
             }
         }
     }
 
-    pub fn unblock(&mut self, node: usize, block: Option<u64>) {
-        let link = &mut self.links[node];
+    pub fn unblock(&mut self, node: usize, host: usize, block: Option<u64>) {
+        let at = self.link(node, host);
+        let link = &mut self.links[at];
         if block.is_some_and(|block| block != link.block) || !link.is_blocked() {
             return;
         }

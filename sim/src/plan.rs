@@ -27,6 +27,12 @@ pub struct Plan {
     pub healed_at: Micros,
     pub weather: Weather,
     pub settings: Settings,
+    /// What the settings say, or should say.
+    pub offline_after_ms: u64,
+    /// How much the boot-time clock of each coordinator's host gains, in microseconds a second.
+    pub hosts: Vec<i64>,
+    /// The same of each node's machine.
+    pub clocks: Vec<i64>,
 }
 
 /// A job that a client submits.
@@ -55,6 +61,8 @@ pub struct Behaviour {
     pub grace_ms: u64,
     /// Bytes of output at the most.
     pub output: u64,
+    /// `on_disconnect: kill`.
+    pub leased: bool,
 }
 
 /// What goes wrong all the time until everything is healed, in thousandths of the cases.
@@ -72,6 +80,8 @@ pub struct Weather {
     pub spawn: u64,
     /// A handler is interrupted between two steps.
     pub preempt: u64,
+    /// A call is made twice, or a word said twice.
+    pub twice: u64,
 }
 
 /// Where the coordinator dies.
@@ -119,23 +129,36 @@ pub enum Fault {
     Cut {
         node: usize,
     },
-    /// Nothing passes in the blocked directions.
+    /// Nothing passes in the blocked directions, between one node or all and one host or all.
     Partition {
-        node: usize,
+        node: Option<usize>,
+        host: Option<usize>,
         up: bool,
         down: bool,
         lasts: Micros,
     },
     CrashCoordinator {
+        host: usize,
         down: Micros,
     },
     CrashAt {
+        host: usize,
         point: CommitPoint,
         down: Micros,
     },
     /// The coordinator stands still.
     Freeze {
+        host: usize,
         lasts: Micros,
+    },
+    /// Nothing passes between one coordinator and the database.
+    CutOffDatabase {
+        host: usize,
+        lasts: Micros,
+    },
+    /// The database's clock jumps by so many milliseconds.
+    WallClock {
+        ms: i64,
     },
     DatabaseDown {
         lasts: Micros,
@@ -159,7 +182,12 @@ impl Plan {
         let nodes = (0..rng.range(2, 6)).map(|node| node_facts(&mut rng, node)).collect::<Vec<_>>();
         let healed_at = rng.range(20, 150) * SECOND;
         let jobs = (0..rng.range(2, 9)).map(|_| job(&mut rng, healed_at)).collect();
-        let faults = faults(&mut rng, nodes.len(), healed_at);
+        // Several coordinators at once in most seeds, and clocks that run a little unevenly.
+        let mut gains = || rng.range(0, 401).cast_signed() - 200;
+        let clocks = nodes.iter().map(|_| gains()).collect();
+        let hosts: Vec<i64> = (0..3).map(|_| gains()).collect();
+        let hosts = hosts[..rng.pick(&[1, 2, 2, 3]).unwrap_or(1)].to_vec();
+        let faults = faults(&mut rng, nodes.len(), hosts.len(), healed_at);
         let mut rate = |most: u64| if rng.chance(400) { rng.skewed(1, most) } else { 0 };
         let weather = Weather {
             late: rate(100),
@@ -168,16 +196,13 @@ impl Plan {
             read: rate(100),
             spawn: rate(100),
             preempt: rate(300),
+            twice: rate(100),
         };
         let feed_below_ms = rng.pick(&[0, 2_000, 2_000, 60_000]).unwrap_or(2_000);
-        Self {
-            nodes,
-            jobs,
-            faults,
-            healed_at,
-            weather,
-            settings: Settings { feed_below_ms, ..Settings::default() },
-        }
+        let (suspect_after_ms, offline_after_ms) =
+            rng.pick(&[(15_000, 30_000), (15_000, 30_000), (10_000, 15_000)]).unwrap_or((15_000, 30_000));
+        let settings = Settings { feed_below_ms, suspect_after_ms, offline_after_ms, ..Settings::default() };
+        Self { nodes, jobs, faults, healed_at, weather, settings, offline_after_ms, hosts, clocks }
     }
 }
 
@@ -276,6 +301,7 @@ fn job(rng: &mut Rng, healed_at: Micros) -> PlannedJob {
             stubborn: rng.pick(&[0, 200, 1000]).unwrap_or(0),
             grace_ms: rng.pick(&[200, 5_000]).unwrap_or(200),
             output: rng.pick(&[0, 100, 100_000]).unwrap_or(0),
+            leased: rng.chance(300),
         });
     }
     PlannedJob {
@@ -290,12 +316,12 @@ fn job(rng: &mut Rng, healed_at: Micros) -> PlannedJob {
     }
 }
 
-fn faults(rng: &mut Rng, nodes: usize, healed_at: Micros) -> Vec<(Micros, Fault)> {
-    let enabled: Vec<u64> = (0..11).filter(|_| rng.chance(450)).collect();
+fn faults(rng: &mut Rng, nodes: usize, hosts: usize, healed_at: Micros) -> Vec<(Micros, Fault)> {
+    let enabled: Vec<u64> = (0..14).filter(|_| rng.chance(450)).collect();
     let mut faults = Vec::new();
     for _ in 0..rng.range(0, 22) {
         let at = rng.range(SECOND, healed_at.max(2 * SECOND));
-        let node = rng.index(nodes);
+        let (node, host) = (rng.index(nodes), rng.index(hosts));
         let down = rng.skewed(10 * MS, 50 * SECOND);
         let lasts = rng.skewed(100 * MS, 90 * SECOND);
         let fault = match rng.pick(&enabled) {
@@ -303,17 +329,24 @@ fn faults(rng: &mut Rng, nodes: usize, healed_at: Micros) -> Vec<(Micros, Fault)
             Some(0) => Fault::KillDaemon { node, down },
             Some(1) => Fault::Reboot { node, down: down.max(2 * SECOND) },
             Some(2) => Fault::Cut { node },
-            Some(3) => Fault::Partition { node, up: true, down: true, lasts },
-            Some(4) => {
-                let up = rng.chance(500);
-                Fault::Partition { node, up, down: !up, lasts }
+            Some(3) => {
+                let (node, host) = ends(rng, node, host);
+                Fault::Partition { node, host, up: true, down: true, lasts }
             }
-            Some(5) => Fault::CrashCoordinator { down: down / 4 },
+            Some(4) => {
+                let (up, (node, host)) = (rng.chance(500), ends(rng, node, host));
+                Fault::Partition { node, host, up, down: !up, lasts }
+            }
+            Some(5) => Fault::CrashCoordinator { host, down: down / 4 },
             Some(6) => {
                 let point = COMMIT_POINTS[rng.index(COMMIT_POINTS.len())];
-                Fault::CrashAt { point, down: down / 4 }
+                Fault::CrashAt { host, point, down: down / 4 }
             }
-            Some(7) => Fault::Freeze { lasts: lasts / 2 },
+            Some(7) => Fault::Freeze { host, lasts: lasts / 2 },
+            Some(11) => Fault::CutOffDatabase { host, lasts: lasts / 2 },
+            Some(12) => Fault::WallClock { ms: rng.pick(&[-3_600_000, 3_600_000, -1_000]).unwrap_or(0) },
+            // The host that leads loses its database and nothing else: two leaders for a while.
+            Some(13) => Fault::CutOffDatabase { host: 0, lasts: lasts.max(20 * SECOND) },
             Some(8) if rng.chance(500) => Fault::DatabaseDown { lasts: lasts / 3 },
             Some(8) => Fault::DatabaseSlow { lasts: lasts / 2 },
             Some(9) => Fault::DamageRecord { node, down: down / 4 },
@@ -326,4 +359,13 @@ fn faults(rng: &mut Rng, nodes: usize, healed_at: Micros) -> Vec<(Micros, Fault)
         faults.push((at, fault));
     }
     faults
+}
+
+/// One node and all hosts, one host and all nodes, or one of each.
+fn ends(rng: &mut Rng, node: usize, host: usize) -> (Option<usize>, Option<usize>) {
+    match rng.range(0, 4) {
+        0 => (None, Some(host)),
+        1 => (Some(node), Some(host)),
+        _ => (Some(node), None),
+    }
 }

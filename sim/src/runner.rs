@@ -8,7 +8,7 @@ use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1::{self, Cause, Ended};
 
 use crate::{
-    history::Exit,
+    history::{Exit, LEASE_OVER},
     machine::{DaemonStep, Record, started},
     plan::{MS, Micros, SECOND},
     world::World,
@@ -37,6 +37,8 @@ pub struct Runner {
     pub stop: Option<Stop>,
     passed_on: Option<Stop>,
     told: bool,
+    /// The lease that there was while nobody had asked it to stop.
+    lease: Option<Micros>,
     end: Option<Box<Ended>>,
 }
 
@@ -64,7 +66,16 @@ pub enum RunnerStep {
 impl Runner {
     #[must_use]
     pub fn new(slot: u32, assignment: Arc<v1::Assignment>) -> Self {
-        Self { stage: Stage::Writing, slot, assignment, stop: None, passed_on: None, told: false, end: None }
+        Self {
+            stage: Stage::Writing,
+            slot,
+            assignment,
+            stop: None,
+            passed_on: None,
+            told: false,
+            lease: None,
+            end: None,
+        }
     }
 
     /// Its process was started by an earlier daemon.
@@ -92,7 +103,8 @@ impl World {
             (RunnerStep::Staged, Stage::Staging) => self.staged(node, key),
             (RunnerStep::Launch, Stage::Launching) => {
                 self.set_stage(node, key, Stage::Following);
-                self.launch(node, key);
+                let lease = self.runner(node, key).and_then(|runner| runner.lease);
+                self.launch(node, key, lease);
                 self.pass_on(node, key);
             }
             (RunnerStep::Started, Stage::Following) => {
@@ -174,6 +186,10 @@ impl World {
         if let Some(record) = self.machines[node].disk.get_mut(&key) {
             record.executed = true;
         }
+        let until = self.machines[node].lease_until;
+        if let Some(runner) = self.runner(node, key) {
+            runner.lease = (runner.assignment.on_disconnect() == v1::OnDisconnect::Kill).then_some(until);
+        }
         self.set_stage(node, key, Stage::Launching);
         self.runner_after(node, key, (10, MS), RunnerStep::Launch);
     }
@@ -210,10 +226,11 @@ impl World {
     fn exited(&mut self, node: usize, key: AttemptKey) {
         let Some(process) = self.machines[node].jail.get(&key) else { return };
         let Some((exit, run_ms)) = process.exit else { return };
-        let output = process.output;
+        let (output, began) = (process.output, process.started.is_some());
         let stop = self.runner(node, key).and_then(|runner| runner.stop);
         let mut ended = match (exit, stop) {
             (Exit::Exited(0), Some(Stop::Cancel)) => end(Cause::Cancelled, "cancelled"),
+            (Exit::LeaseOver, _) => end(Cause::Lost, LEASE_OVER),
             (Exit::Exited(code), _) => Ended { exit_code: code, ..end(Cause::Exit, "") },
             (Exit::Killed | Exit::Vanished, Some(Stop::Shutdown) | None) => {
                 end(Cause::Infra, "the agent was stopped with its tasks")
@@ -222,7 +239,7 @@ impl World {
                 end(Cause::Cancelled, "cancelled")
             }
         };
-        ended.started_at_ms = 1;
+        ended.started_at_ms = u64::from(began);
         ended.run_ms = run_ms;
         ended.output_length = output;
         let long = if self.rng.chance(100) { 2 * SECOND } else { 10 * MS };

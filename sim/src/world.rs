@@ -1,7 +1,7 @@
 //! Everything together, and the queue of what happens next. One thread, one clock that jumps
 //! from one happening to the next, one stream of chance: a seed decides all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coordinator::engine::types::Time;
 use mesh_proto::ids::{AttemptKey, NodeId};
@@ -9,21 +9,23 @@ use mesh_proto::ids::{AttemptKey, NodeId};
 use crate::{
     broken::Broken,
     client::{Client, ClientStep, Operation, OperatorStep},
-    commit::{Coordinator, Transaction, TxAnswer},
-    database::Database,
+    database::{Change, Database},
     edge::Handler,
     history::History,
+    host::{BootClock, Host},
+    invariant::{Invariant, Violation},
     machine::{DaemonStep, JailStep, Machine},
-    network::{Connection, Link, Message, Side},
-    plan::{CommitPoint, Fault, MS, Micros, Plan, SECOND, Weather},
+    network::{Connection, Link, Message, Point, Side},
+    plan::{Fault, MS, Micros, Plan, SECOND, Weather},
     rng::Rng,
+    transaction::{Transaction, TxAnswer},
 };
 
 /// How long everything may take to come to its end once all is healed. The longest wait of all
 /// is for a node that kept failing and is left alone, up to five minutes.
 const PATIENCE: Micros = 900 * SECOND;
-/// The engine's clock at the beginning, in milliseconds.
-const EPOCH_MS: u64 = 1_000_000;
+/// The database's clock at the beginning, in milliseconds: far from 0, so that it can be set back.
+const EPOCH_MS: u64 = 1_000_000_000;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -35,18 +37,19 @@ pub enum Happening {
     Loop { life: u64 },
     Committed { life: u64, tx: u64, answer: TxAnswer },
     GiveUp { life: u64, tx: u64 },
-    Take { life: u64 },
-    Loaded { life: u64, snapshot: Box<coordinator::engine::Snapshot> },
+    Look { life: u64 },
+    Seize { life: u64, at: Point, since: Micros },
+    Loaded { life: u64, snapshot: Box<coordinator::engine::Snapshot>, ready: Micros },
     Handle { life: u64, handler: Handler },
     Arrive { connection: u64, message: Message },
     Noticed { connection: u64, side: Side },
     // The rest of the world.
-    StartCoordinator,
+    StartCoordinator { host: usize },
     Fence { tx: u64 },
     Land { tx: u64 },
     DatabaseUp { outage: u64 },
-    Keepalive { node: usize, block: u64 },
-    Unblock { node: usize, block: u64 },
+    Keepalive { node: usize, host: usize, block: u64 },
+    Unblock { node: usize, host: usize, block: u64 },
     Boot { node: usize, damage: bool },
     Daemon { node: usize, life: u64, step: DaemonStep },
     Jail { node: usize, boot: u64, key: AttemptKey, step: JailStep },
@@ -71,9 +74,11 @@ pub struct World {
     pub database_down: bool,
     pub database_slow_until: Micros,
     pub outage: u64,
-    pub coordinator: Option<Coordinator>,
-    pub frozen_until: Micros,
-    pub crash_at: Option<(CommitPoint, Micros)>,
+    /// How far the database's clock was set.
+    pub wall_ms: i64,
+    pub hosts: Vec<Host>,
+    /// The host whose coordinator does what happens now.
+    pub turn: usize,
     pub machines: Vec<Machine>,
     pub links: Vec<Link>,
     pub connections: BTreeMap<u64, Connection>,
@@ -90,8 +95,10 @@ pub struct World {
 pub struct Outcome {
     pub seed: u64,
     /// What promise was broken, if one was.
-    pub broken: Option<String>,
+    pub broken: Option<Violation>,
     pub counts: BTreeMap<&'static str, u64>,
+    /// Every change of state that a commit made: of a task or a job, from, to.
+    pub changes: BTreeSet<Change>,
     pub digest: u64,
     pub happenings: u64,
     /// Simulated.
@@ -110,6 +117,7 @@ pub fn run(seed: u64, broken: Option<Broken>, trace: bool) -> Outcome {
         seed,
         broken: world.history.broken.take(),
         counts: std::mem::take(&mut world.history.counts),
+        changes: std::mem::take(&mut world.history.changes),
         digest: world.history.digest,
         happenings: world.happenings,
         lasted: world.now,
@@ -119,12 +127,20 @@ pub fn run(seed: u64, broken: Option<Broken>, trace: bool) -> Outcome {
 impl World {
     fn new(seed: u64, broken: Option<Broken>, trace: bool) -> Self {
         let mut plan = Plan::new(seed);
+        if broken == Some(Broken::KeepsReplaced) {
+            // Processes that outlive a replacement, so that there is something to keep.
+            for behaviour in plan.jobs.iter_mut().flat_map(|job| &mut job.behaviours) {
+                behaviour.run_ms = (30_000, 90_000);
+                behaviour.leased = false;
+            }
+        }
         if broken == Some(Broken::ReplacesBeforeOffline) {
             plan.settings.offline_after_ms = 6_000;
             plan.settings.suspect_after_ms = 5_500;
         }
-        let machines: Vec<Machine> =
-            (0..plan.nodes.len()).map(|node| Machine::new(node, &plan.nodes[node])).collect();
+        let machines: Vec<Machine> = (0..plan.nodes.len())
+            .map(|node| Machine::new(node, &plan.nodes[node], BootClock { gains: plan.clocks[node] }))
+            .collect();
         let mut database = Database::default();
         for machine in &machines {
             database.nodes.insert(machine.id, machine.record());
@@ -141,10 +157,14 @@ impl World {
             database_down: false,
             database_slow_until: 0,
             outage: 0,
-            coordinator: None,
-            frozen_until: 0,
-            crash_at: None,
-            links: machines.iter().map(|_| Link::default()).collect(),
+            wall_ms: 0,
+            links: (0..machines.len() * plan.hosts.len()).map(|_| Link::default()).collect(),
+            hosts: plan
+                .hosts
+                .iter()
+                .map(|gains| Host { clock: BootClock { gains: *gains }, ..Host::default() })
+                .collect(),
+            turn: 0,
             machines,
             connections: BTreeMap::new(),
             clients: Client::all(&plan),
@@ -158,7 +178,10 @@ impl World {
     }
 
     fn begin(&mut self) {
-        self.at(0, Happening::StartCoordinator);
+        for host in 0..self.hosts.len() {
+            let at = self.rng.skewed(0, SECOND);
+            self.at(at, Happening::StartCoordinator { host });
+        }
         for node in 0..self.machines.len() {
             let at = self.rng.skewed(0, 3 * SECOND);
             self.at(at, Happening::Boot { node, damage: false });
@@ -175,13 +198,22 @@ impl World {
 
     fn step(&mut self) {
         let Some(((at, _), happening)) = self.queue.pop_first() else {
-            return self.history.fail(self.now, "nothing happens any more, and not everything is over");
+            return self.history.fail(
+                self.now,
+                Invariant::EverythingEnds,
+                "nothing happens any more, and not everything is over",
+            );
         };
         self.now = at;
         self.happenings += 1;
-        if at < self.frozen_until && happening.is_of_coordinator() {
-            let at = self.frozen_until;
-            return self.at(at, happening);
+        if let Some(life) = self.process_of(&happening) {
+            // What is of a process that is gone happens nowhere.
+            let Some(host) = self.host_of(life) else { return };
+            let until = self.hosts[host].frozen_until;
+            if at < until {
+                return self.at(until, happening);
+            }
+            self.turn = host;
         }
         self.happen(happening);
     }
@@ -194,17 +226,18 @@ impl World {
             Happening::Loop { life } => self.wake_loop(life),
             Happening::Committed { life, tx, answer } => self.committed(life, tx, answer),
             Happening::GiveUp { life, tx } => self.give_up_commit(life, tx),
-            Happening::Take { life } => self.take_lead(life),
-            Happening::Loaded { life, snapshot } => self.loaded(life, *snapshot),
+            Happening::Look { life } => self.look_at_lead(life),
+            Happening::Seize { life, at, since } => self.seize(life, at, since),
+            Happening::Loaded { life, snapshot, ready } => self.loaded(life, snapshot, ready),
             Happening::Handle { life, handler } => self.handle(life, handler),
             Happening::Arrive { connection, message } => self.arrive(connection, message),
             Happening::Noticed { connection, side } => self.noticed(connection, side),
-            Happening::StartCoordinator => self.start_coordinator(),
+            Happening::StartCoordinator { host } => self.start_coordinator(host),
             Happening::Fence { tx } => self.fence(tx),
             Happening::Land { tx } => self.land(tx),
             Happening::DatabaseUp { outage } => self.database_up(Some(outage)),
-            Happening::Keepalive { node, block } => self.keepalive(node, block),
-            Happening::Unblock { node, block } => self.unblock(node, Some(block)),
+            Happening::Keepalive { node, host, block } => self.keepalive(node, host, block),
+            Happening::Unblock { node, host, block } => self.unblock(node, host, Some(block)),
             Happening::Boot { node, damage } => self.boot(node, damage),
             Happening::Daemon { node, life, step } => self.daemon_step(node, life, step),
             Happening::Jail { node, boot, key, step } => self.jail_step(node, boot, key, step),
@@ -231,15 +264,10 @@ impl World {
         self.numbers
     }
 
-    /// Now, on the clock that the database set.
+    /// What the database's clock shows. It decides nothing but what is written.
     #[must_use]
-    pub fn time(&self) -> Time {
-        Time(EPOCH_MS + self.now / MS)
-    }
-
-    #[must_use]
-    pub fn micros(time: Time) -> Micros {
-        (time.0 - EPOCH_MS) * MS
+    pub fn database_time(&self) -> Time {
+        Time((EPOCH_MS + self.now / MS).saturating_add_signed(self.wall_ms))
     }
 
     #[must_use]
@@ -264,7 +292,7 @@ impl World {
     /// Whether a read of the database fails now.
     pub fn read_fails(&mut self) -> bool {
         let permille = self.weather().read;
-        self.database_down || self.rng.chance(permille)
+        self.cut_off(self.turn) || self.rng.chance(permille)
     }
 
     /// Looks whether everything is over, until it is or has taken too long.
@@ -276,41 +304,55 @@ impl World {
                 self.done = true;
             }
             Some(what) if self.now > self.plan.healed_at + PATIENCE => {
-                let engine = format!("{:?}", self.engine());
-                self.history.note(self.now, "the engine", engine);
-                self.history.fail(self.now, format!("stuck although all is healed: {what}"));
+                for host in &self.hosts {
+                    let engine = format!("{:?}", host.process.as_ref().map(|core| &core.engine));
+                    self.history.note(self.now, "the engine", engine);
+                }
+                self.history.fail(
+                    self.now,
+                    Invariant::EverythingEnds,
+                    format!("stuck although all is healed: {what}"),
+                );
             }
             Some(_) => self.after(SECOND, Happening::Probe),
         }
     }
 }
 
-impl Happening {
-    fn is_of_coordinator(&self) -> bool {
-        match self {
-            Self::Loop { .. }
-            | Self::Committed { .. }
-            | Self::GiveUp { .. }
-            | Self::Take { .. }
-            | Self::Loaded { .. }
-            | Self::Handle { .. } => true,
-            Self::Arrive { message, .. } => matches!(message, Message::Up(_)),
-            Self::Noticed { side, .. } => *side == Side::Server,
-            Self::Fault(_)
-            | Self::Heal
-            | Self::Probe
-            | Self::StartCoordinator
-            | Self::Fence { .. }
-            | Self::Land { .. }
-            | Self::DatabaseUp { .. }
-            | Self::Keepalive { .. }
-            | Self::Unblock { .. }
-            | Self::Boot { .. }
-            | Self::Daemon { .. }
-            | Self::Jail { .. }
-            | Self::MustBeDead { .. }
-            | Self::Client { .. }
-            | Self::Operator { .. } => false,
+impl World {
+    /// The coordinator's process that this happens to, if it is one.
+    fn process_of(&self, happening: &Happening) -> Option<u64> {
+        match happening {
+            Happening::Loop { life }
+            | Happening::Committed { life, .. }
+            | Happening::GiveUp { life, .. }
+            | Happening::Look { life }
+            | Happening::Seize { life, .. }
+            | Happening::Loaded { life, .. }
+            | Happening::Handle { life, .. } => Some(*life),
+            Happening::Arrive { connection, message: Message::Up(_) }
+            | Happening::Noticed { connection, side: Side::Server } => {
+                let process = self.connections.get(connection)?.process;
+                // Without it the network still has to know.
+                self.host_of(process).map(|_| process)
+            }
+            Happening::Arrive { message: Message::Down(_), .. }
+            | Happening::Noticed { side: Side::Agent, .. }
+            | Happening::Fault(_)
+            | Happening::Heal
+            | Happening::Probe
+            | Happening::StartCoordinator { .. }
+            | Happening::Fence { .. }
+            | Happening::Land { .. }
+            | Happening::DatabaseUp { .. }
+            | Happening::Keepalive { .. }
+            | Happening::Unblock { .. }
+            | Happening::Boot { .. }
+            | Happening::Daemon { .. }
+            | Happening::Jail { .. }
+            | Happening::MustBeDead { .. }
+            | Happening::Client { .. }
+            | Happening::Operator { .. } => None,
         }
     }
 }

@@ -8,6 +8,24 @@ use mesh_sim::{replay, run};
 const SEEDS: u64 = 240;
 const SHARDS: u64 = 8;
 
+/// Seeds that once found a bug, one a line, with what it was.
+const REGRESSIONS: &str = include_str!("regressions.txt");
+
+#[test]
+fn a_seed_that_once_found_a_bug_finds_none() {
+    let seeds = REGRESSIONS.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    let mut played = 0;
+    for line in seeds {
+        let seed = line.split_whitespace().next().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| panic!("not a seed: {line}"));
+        if let Some(why) = run(seed, None, false).broken {
+            panic!("seed {line}: {why}\n  to see all of it: {}", replay(seed, None));
+        }
+        played += 1;
+    }
+    assert!(played > 0);
+}
+
 /// Plays every eighth seed, and says what happened how often.
 fn shard(number: u64) -> BTreeMap<&'static str, u64> {
     let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
@@ -74,18 +92,26 @@ fn promises_hold_7_and_what_can_go_wrong_does() {
         "connection breaks",
         "coordinator dies",
         "coordinator stands still",
+        "cut off from the database",
         "daemon killed",
         "database down",
         "database slow",
+        "lease is over",
+        "lock broken",
         "machine reboots",
+        "message comes twice",
         "message lost",
         "partition",
         "poison event refused",
         "stale word",
+        "stands by",
+        "steps down",
+        "takes over",
         "task cancelled",
         "task completed",
         "task failed",
         "verdict: kill",
+        "wall clock jumps",
         "withdrawal asked",
     ] {
         assert!(counts.contains_key(what), "never happened: {what}; all: {counts:?}");

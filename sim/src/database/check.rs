@@ -10,6 +10,7 @@ use coordinator::engine::{
 use mesh_proto::ids::{JobNumber, TaskKey};
 
 use super::{Database, Rows, is_final, is_over};
+use crate::invariant::{Invariant, Violation};
 
 /// What the engine says of an attempt that its agent gave back.
 pub const GIVEN_BACK: &str = "given back before it began";
@@ -22,7 +23,7 @@ pub fn is_given_back(end: &AttemptEnd) -> bool {
 
 impl Database {
     /// Checks what a commit touched.
-    pub(super) fn check(&self, rows: &Rows) -> Result<(), String> {
+    pub(super) fn check(&self, rows: &Rows) -> Result<(), Violation> {
         let touched: BTreeSet<TaskKey> =
             rows.tasks.keys().copied().chain(rows.attempts.keys().map(|attempt| attempt.task)).collect();
         for key in &touched {
@@ -39,37 +40,53 @@ impl Database {
     /// A task has at most one open attempt, which is the last, and has it exactly while it is
     /// assigned or running. Completed, it has exactly one good end. Its counters are those of
     /// its attempts' ends.
-    fn check_task(&self, key: TaskKey) -> Result<(), String> {
-        let task = self.tasks.get(&key).ok_or_else(|| format!("{key} has an attempt and no row"))?;
+    fn check_task(&self, key: TaskKey) -> Result<(), Violation> {
+        let task = self.tasks.get(&key).ok_or_else(|| {
+            Violation::new(Invariant::OneAttempt, format!("{key} has an attempt and no row"))
+        })?;
         let attempts: Vec<&AttemptRow> = self.attempts_of(key).collect();
         let numbers: Vec<u32> = attempts.iter().map(|row| row.key.number).collect();
         if numbers != (1..=task.attempt).collect::<Vec<_>>() {
-            return Err(format!("{key} is at attempt {} and has {numbers:?}", task.attempt));
+            return Err(Violation::new(
+                Invariant::OneAttempt,
+                format!("{key} is at attempt {} and has {numbers:?}", task.attempt),
+            ));
         }
         let open: Vec<u32> =
             attempts.iter().filter(|row| row.ended.is_none()).map(|row| row.key.number).collect();
         let placed = matches!(task.state, TaskState::Assigned | TaskState::Running);
         let expected = if placed { vec![task.attempt] } else { Vec::new() };
         if open != expected {
-            return Err(format!("{key} is {:?}, its open attempts are {open:?}", task.state));
+            return Err(Violation::new(
+                Invariant::OneAttempt,
+                format!("{key} is {:?}, its open attempts are {open:?}", task.state),
+            ));
         }
         let ends: Vec<&AttemptEnd> =
             attempts.iter().filter_map(|row| row.ended.as_ref()).map(|(_, end)| end.as_ref()).collect();
         let good = ends.iter().filter(|end| end.is_success()).count();
         let completed = task.state == TaskState::Completed;
         if good != usize::from(completed) || completed != ends.last().is_some_and(|end| end.is_success()) {
-            return Err(format!("{key} is {:?} with {good} good attempts", task.state));
+            return Err(Violation::new(
+                Invariant::OneResult,
+                format!("{key} is {:?} with {good} good attempts", task.state),
+            ));
         }
         if is_over(task.state) != task.finished_at.is_some() {
-            return Err(format!("{task:?} is finished at no time, or too early"));
+            return Err(Violation::new(
+                Invariant::TerminalStays,
+                format!("{task:?} is finished at no time, or too early"),
+            ));
         }
         self.check_failures(key, &ends)
     }
 
     /// Losses and failures are counted apart, giving back is neither, and a task fails only when
     /// they say so.
-    fn check_failures(&self, key: TaskKey, ends: &[&AttemptEnd]) -> Result<(), String> {
-        let Some(job) = self.jobs.get(&key.job) else { return Err(format!("{key} is of no job")) };
+    fn check_failures(&self, key: TaskKey, ends: &[&AttemptEnd]) -> Result<(), Violation> {
+        let Some(job) = self.jobs.get(&key.job) else {
+            return Err(Violation::new(Invariant::GuardsHold, format!("{key} is of no job")));
+        };
         let Some(task) = self.tasks.get(&key) else { return Ok(()) };
         let own = |end: &&&AttemptEnd| is_own(end) && !end.is_success();
         let lost = |end: &&&AttemptEnd| !is_own(end) && !is_given_back(end);
@@ -78,7 +95,10 @@ impl Database {
         // The end that a cancel brought is nobody's failure.
         let slack = usize::from(job.row.ending.is_some());
         if noted_own > own || noted_own + slack < own || noted_lost > lost || noted_lost + slack < lost {
-            return Err(format!("{key} notes {noted_own} failures and {noted_lost} losses of {ends:?}"));
+            return Err(Violation::new(
+                Invariant::CountedApart,
+                format!("{key} notes {noted_own} failures and {noted_lost} losses of {ends:?}"),
+            ));
         }
         let retry = &job.new.tasks[key.task as usize].retry;
         let latest = ends.last();
@@ -88,27 +108,38 @@ impl Database {
         if (task.state == TaskState::Failed) != used_up && !is_over(task.state)
             || task.state == TaskState::Failed && !used_up
         {
-            return Err(format!("{key} is {:?} after {ends:?} with {retry:?}", task.state));
+            return Err(Violation::new(
+                Invariant::CountedApart,
+                format!("{key} is {:?} after {ends:?} with {retry:?}", task.state),
+            ));
         }
         Ok(())
     }
 
     /// Counts are those of the rows, and a job is over exactly when all of it is.
-    fn check_job(&self, number: JobNumber) -> Result<(), String> {
-        let Some(job) = self.jobs.get(&number) else { return Err(format!("{number} has no row")) };
+    fn check_job(&self, number: JobNumber) -> Result<(), Violation> {
+        let Some(job) = self.jobs.get(&number) else {
+            return Err(Violation::new(Invariant::GuardsHold, format!("{number} has no row")));
+        };
         let mut sum = Counts::default();
         for (task, counts) in (0_u32..).zip(&job.definitions) {
             sum.add(counts);
             for state in [TaskState::Assigned, TaskState::Running, TaskState::Completed, TaskState::Failed] {
                 let rows = self.rows(number, task).filter(|row| row.state == state).count();
                 if counts[state] != rows as u64 {
-                    return Err(format!("{number} task {task}: {counts:?}, but {rows} rows are {state:?}"));
+                    return Err(Violation::new(
+                        Invariant::CountsAgree,
+                        format!("{number} task {task}: {counts:?}, but {rows} rows are {state:?}"),
+                    ));
                 }
             }
         }
         let over = sum.unfinished() == 0;
         if sum != job.row.counts || over != job.row.finished_at.is_some() || over != is_final(job.row.state) {
-            return Err(format!("{number} with {sum:?} is {:?}", job.row));
+            return Err(Violation::new(
+                Invariant::CountsAgree,
+                format!("{number} with {sum:?} is {:?}", job.row),
+            ));
         }
         Ok(())
     }

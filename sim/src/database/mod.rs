@@ -16,7 +16,12 @@ use coordinator::engine::{
     event::{NewDefinition, NewJob, NodeRecord},
     types::{Counts, JobState, TaskState, Time},
 };
-use mesh_proto::ids::{AttemptKey, JobNumber, NodeId, TaskKey};
+use mesh_proto::{
+    ids::{AttemptKey, JobNumber, NodeId, TaskKey},
+    state::Named as _,
+};
+
+use crate::invariant::{Invariant, Violation};
 
 /// The name of jobs whose rows the database refuses.
 pub const POISON: &str = "poison";
@@ -39,6 +44,8 @@ pub struct Database {
     pub keys: BTreeMap<String, JobNumber>,
     /// The id of the last recorded decision.
     pub decisions: u64,
+    /// The leader's row: its host, none when it was laid down.
+    pub holder: Option<usize>,
     pub epoch: u64,
     pub seq: u64,
 }
@@ -49,7 +56,7 @@ pub enum Refused {
     /// The rows themselves: a constraint.
     Rows,
     /// A promise is broken.
-    Broken(String),
+    Broken(Violation),
 }
 
 /// The rows of one commit, the last of each key.
@@ -113,7 +120,11 @@ pub struct Landed {
     pub ended: Vec<AttemptRow>,
     pub finished_tasks: Vec<TaskRow>,
     pub finished_jobs: Vec<JobNumber>,
+    pub changes: Vec<Change>,
 }
+
+/// A change of state that a commit made: of what, from, to.
+pub type Change = (&'static str, &'static str, &'static str);
 
 impl Database {
     /// Writes all rows or none.
@@ -130,22 +141,34 @@ impl Database {
         Ok(landed)
     }
 
-    fn write(&mut self, rows: &Rows, landed: &mut Landed) -> Result<(), String> {
+    fn write(&mut self, rows: &Rows, landed: &mut Landed) -> Result<(), Violation> {
         for (number, (job, _)) in &rows.new_jobs {
             self.insert_job(*number, job);
         }
         for row in rows.jobs.values() {
-            let job = self.jobs.get_mut(&row.number).ok_or_else(|| format!("{} has no row", row.number))?;
+            let job = self
+                .jobs
+                .get_mut(&row.number)
+                .ok_or_else(|| Violation::new(Invariant::GuardsHold, format!("{} has no row", row.number)))?;
             if job.row.finished_at.is_some() {
-                return Err(format!("a finished job changes: {:?} to {row:?}", job.row));
+                return Err(Violation::new(
+                    Invariant::TerminalStays,
+                    format!("a finished job changes: {:?} to {row:?}", job.row),
+                ));
             }
             if row.finished_at.is_some() {
                 landed.finished_jobs.push(row.number);
             }
+            if job.row.state != row.state {
+                landed.changes.push(("job", job.row.state.lower(), row.state.lower()));
+            }
             job.row = row.clone();
         }
         for ((number, task), counts) in &rows.definitions {
-            let job = self.jobs.get_mut(number).ok_or_else(|| format!("{number} has no row"))?;
+            let job = self
+                .jobs
+                .get_mut(number)
+                .ok_or_else(|| Violation::new(Invariant::GuardsHold, format!("{number} has no row")))?;
             job.definitions[*task as usize] = *counts;
         }
         for row in rows.attempts.values() {
@@ -154,11 +177,22 @@ impl Database {
         for row in rows.tasks.values() {
             if let Some(old) = self.tasks.get(&row.key) {
                 if is_over(old.state) || row.attempt < old.attempt {
-                    return Err(format!("a task that is over, or further, changes: {old:?} to {row:?}"));
+                    return Err(Violation::new(
+                        Invariant::TerminalStays,
+                        format!("a task that is over, or further, changes: {old:?} to {row:?}"),
+                    ));
                 }
                 if row.losses < old.losses || row.own_failures < old.own_failures {
-                    return Err(format!("{} counts back: {old:?} to {row:?}", row.key));
+                    return Err(Violation::new(
+                        Invariant::TerminalStays,
+                        format!("{} counts back: {old:?} to {row:?}", row.key),
+                    ));
                 }
+            }
+            // Before its first assignment a task has no row.
+            let old = self.tasks.get(&row.key).map_or(TaskState::Queued, |old| old.state);
+            if old != row.state {
+                landed.changes.push(("task", old.lower(), row.state.lower()));
             }
             if is_over(row.state) {
                 landed.finished_tasks.push(row.clone());
@@ -167,13 +201,13 @@ impl Database {
         }
         for id in &rows.decisions {
             if *id <= self.decisions {
-                return Err(format!("decision {id} comes twice"));
+                return Err(Violation::new(Invariant::GuardsHold, format!("decision {id} comes twice")));
             }
             self.decisions = *id;
         }
         for (id, record) in &rows.nodes {
             if self.nodes.insert(*id, record.clone()).is_none() {
-                return Err(format!("{id} has no row"));
+                return Err(Violation::new(Invariant::GuardsHold, format!("{id} has no row")));
             }
         }
         Ok(())
@@ -201,16 +235,22 @@ impl Database {
         self.jobs.insert(number, JobRows { new: Arc::clone(new), row, definitions });
     }
 
-    fn write_attempt(&mut self, row: &AttemptRow, landed: &mut Landed) -> Result<(), String> {
+    fn write_attempt(&mut self, row: &AttemptRow, landed: &mut Landed) -> Result<(), Violation> {
         let old = self.attempts.get(&row.key);
         if let Some(old) = old {
             if old.ended.is_some() {
-                return Err(format!("an ended attempt changes: {old:?} to {row:?}"));
+                return Err(Violation::new(
+                    Invariant::TerminalStays,
+                    format!("an ended attempt changes: {old:?} to {row:?}"),
+                ));
             }
             let fixed = |row: &AttemptRow| (row.node, row.boot, row.assigned_at);
             let unsaid = old.started_at.is_some() && row.started_at.is_none();
             if fixed(old) != fixed(row) || unsaid {
-                return Err(format!("{} changes from {old:?} to {row:?}", row.key));
+                return Err(Violation::new(
+                    Invariant::GuardsHold,
+                    format!("{} changes from {old:?} to {row:?}", row.key),
+                ));
             }
         } else {
             landed.assigned.push(row.clone());

@@ -1,0 +1,106 @@
+//! The documents say what the code does: every invariant is listed with tests that exist, and the
+//! states change as they are drawn.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use mesh_sim::{INVARIANTS, run};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn document(name: &str) -> String {
+    fs::read_to_string(root().join("docs").join(name)).unwrap()
+}
+
+/// The names of all tests below a folder.
+fn tests(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if !path.ends_with("target") && !path.ends_with(".git") {
+                tests(&path, found);
+            }
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let mut marked = false;
+            for line in text.lines().map(str::trim) {
+                if let Some(after) = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn ")) {
+                    if std::mem::take(&mut marked) {
+                        found.extend(after.split('(').next().map(str::to_owned));
+                    }
+                } else {
+                    marked |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+                }
+            }
+        }
+    }
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_invariant_is_listed_and_every_test_that_is_named_exists() {
+    let list = document("invariants.md");
+    let rows: Vec<&str> = list.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
+    let named: BTreeSet<&str> = rows.iter().flat_map(|row| quoted(row)).collect();
+    for invariant in INVARIANTS {
+        let name = format!("{invariant:?}");
+        assert!(named.contains(name.as_str()), "docs/invariants.md does not list {name}");
+    }
+    let mut known = BTreeSet::new();
+    tests(&root(), &mut known);
+    assert!(known.len() > 500, "only {} tests were found", known.len());
+    for row in rows {
+        let guards: Vec<&str> = row.rsplit('|').take(3).flat_map(quoted).collect();
+        assert!(!guards.is_empty(), "no test guards this promise: {row}");
+        for name in guards {
+            let invariant = INVARIANTS.iter().any(|invariant| format!("{invariant:?}") == name);
+            assert!(invariant || known.contains(name), "docs/invariants.md names {name}, which is no test");
+        }
+    }
+}
+
+/// The changes that a section draws: `FROM --> TO: why`.
+fn drawn(document: &str, section: &str) -> BTreeSet<(String, String)> {
+    let begin = document.find(section).unwrap_or_else(|| panic!("there is no {section}"));
+    let text = &document[begin + section.len()..];
+    let text = text.split("\n## ").next().unwrap_or_default();
+    let arrows = text.lines().filter_map(|line| line.trim().split_once(" --> "));
+    arrows
+        .map(|(from, to)| (from.to_owned(), to.split(':').next().unwrap_or_default().to_owned()))
+        .filter(|(from, _)| from != "[*]")
+        .collect()
+}
+
+#[test]
+fn tasks_and_jobs_change_as_they_are_drawn() {
+    let document = document("state-machines.md");
+    let mut seen = BTreeSet::new();
+    for seed in 0..120 {
+        seen.extend(run(seed, None, false).changes);
+    }
+    for (kind, section) in [("task", "## A task"), ("job", "## A job")] {
+        let mut drawn = drawn(&document, section);
+        // What has no row yet changes its state without a write.
+        drawn.retain(|(from, _)| from != "BLOCKED");
+        drawn.remove(&("QUEUED".to_owned(), "CANCELLED".to_owned()));
+        let mut seen: BTreeSet<(String, String)> = seen
+            .iter()
+            .filter(|(of, _, _)| *of == kind)
+            .map(|(_, from, to)| (from.to_uppercase(), to.to_uppercase()))
+            .collect();
+        seen.remove(&("QUEUED".to_owned(), "CANCELLED".to_owned()));
+        let undrawn: Vec<_> = seen.difference(&drawn).collect();
+        let unseen: Vec<_> = drawn.difference(&seen).collect();
+        assert!(undrawn.is_empty(), "a {kind} changes like this, and it is not drawn: {undrawn:?}");
+        assert!(unseen.is_empty(), "a {kind} never changes like this, and it is drawn: {unseen:?}");
+    }
+}
