@@ -115,7 +115,9 @@ impl Jobs {
 
     pub fn of(rows: BTreeMap<JobNumber, JobRow>) -> Self {
         let mut columns = Self::default();
-        rows.into_values().for_each(|row| columns.push(row));
+        for row in rows.into_values() {
+            columns.push(row);
+        }
         columns
     }
 }

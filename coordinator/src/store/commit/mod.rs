@@ -101,7 +101,7 @@ pub async fn commit(connection: &mut PgConnection, epoch: i64, rows: Rows) -> Re
     let d = Definitions::of(&definitions);
     let t = Tasks::of(&tasks);
     let a = Attempts::of(&attempts);
-    let n = Nodes::of(&nodes);
+    let node = Nodes::of(&nodes);
     let records = decisions::Columns::of(&decisions);
     let row = sqlx::query_file!(
         "src/store/commit/write.sql",
@@ -179,12 +179,12 @@ pub async fn commit(connection: &mut PgConnection, epoch: i64, rows: Rows) -> Re
         &a.output as &[Option<&[u8]>],
         &a.decision as &[Option<i64>],
         // Nodes.
-        &n.id,
-        &n.boot as &[Option<Uuid>],
-        &n.cordoned,
-        &n.draining,
-        &n.tags,
-        &n.facts as &[Option<&[u8]>],
+        &node.id,
+        &node.boot as &[Option<Uuid>],
+        &node.cordoned,
+        &node.draining,
+        &node.tags,
+        &node.facts as &[Option<&[u8]>],
         // Decisions.
         &records.id,
         &records.at,
