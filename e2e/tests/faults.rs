@@ -311,4 +311,58 @@ fn a_cancel_that_races_the_end_leaves_one_terminal_state() {
     assert!(witness.count("end") >= completed, "completed, and never ran to its end");
     assert!(witness.count("start") <= jobs.len(), "something was started again");
     attic.settles();
+
+fn dead_letters_survive_a_crash_of_the_coordinator_and_are_redriven() {
+    let mut mesh = Mesh::start();
+    let _agent = mesh.agent("attic", AgentOptions::default());
+    let repaired = mesh.path("repaired");
+    let number = mesh
+        .submit(&format!(
+            r#"
+            name: fragile
+            tasks:
+              - name: part
+                array: {{range: "0-3"}}
+                script: |
+                  [ "$MESH_ITEM" = 0 ] || [ -e {repaired} ] || exit 3
+                  echo "$MESH_ITEM $MESH_ATTEMPT" > out.txt
+                outputs: [out.txt]
+              - name: sum
+                needs: [part]
+                script: cat inputs/part/*/out.txt
+            on_failure: continue
+            "#,
+            repaired = repaired.display()
+        ))
+        .number;
+    mesh.job(number).becomes("PARTIALLY_COMPLETED");
+    mesh.kill_coordinator();
+    mesh.start_coordinator();
+    mesh.node_becomes("attic", "HEALTHY");
+    let dead = mesh.json(&["dead", &number.to_string()]);
+    let refs: Vec<&str> =
+        dead["items"].as_array().into_iter().flatten().filter_map(|one| one["ref"].as_str()).collect();
+    assert_eq!(refs, ["1/part.1", "1/part.2", "1/part.3"]);
+    let first = &dead["items"][0];
+    assert_eq!(first["cause"], "exit", "{first:#}");
+    assert_eq!(
+        (first["exit_code"].as_i64(), first["failures"].as_i64(), first["losses"].as_i64()),
+        (Some(3), Some(1), Some(0))
+    );
+    assert_eq!(first["node"], "attic");
+
+    std::fs::write(&repaired, "").expect("write a file");
+    let out = mesh.meshctl(&["redrive", &format!("{number}/part.1")]).ok();
+    assert_eq!(out.stdout, format!("{number} 1 redriven\n"), "sum needs the other two as well");
+    mesh.job(number).becomes("PARTIALLY_COMPLETED");
+    // The second crash finds the job open.
+    let out = mesh.meshctl(&["redrive", &number.to_string()]).ok();
+    assert_eq!(out.stdout, format!("{number} 2 redriven, 1 come back with them\n"));
+    mesh.kill_coordinator();
+    mesh.start_coordinator();
+    let job = mesh.job(number);
+    job.completes();
+    assert_eq!(job.log("sum"), "0 1\n1 2\n2 2\n3 2\n");
+    assert_eq!(mesh.meshctl(&["redrive", &number.to_string()]).code, 6);
+    assert_eq!(mesh.json(&["dead"])["items"].as_array().map(Vec::len), Some(0));
 }

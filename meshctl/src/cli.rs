@@ -4,7 +4,9 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     client::ConnectArgs,
-    commands::{blob, check, completions, fetch, jobs, logs, nodes, run, status, submit, tasks, token, why},
+    commands::{
+        blob, check, completions, dead, fetch, jobs, logs, nodes, run, status, submit, tasks, token, why,
+    },
     output::Format,
 };
 
@@ -47,6 +49,8 @@ pub enum Command {
     Logs(logs::Args),
     Fetch(fetch::Args),
     Why(why::Args),
+    Dead(dead::ListArgs),
+    Redrive(dead::RedriveArgs),
     Nodes(nodes::ListArgs),
     Node(nodes::GetArgs),
     Cordon(nodes::CordonArgs),

@@ -206,7 +206,15 @@ impl World {
                 self.clients[index].refused = true;
                 self.content(index);
             }
-            Reply::Refused(Refusal::NoSuchNode | Refusal::KeyUsed(_))
+            Reply::Refused(
+                Refusal::NoSuchNode
+                | Refusal::KeyUsed(_)
+                | Refusal::NothingDead(_)
+                | Refusal::WasCancelled(_)
+                | Refusal::StillEnding(_)
+                | Refusal::Changed(_),
+            )
+            | Reply::Redriven { .. }
             | Reply::Registered { .. }
             | Reply::Heard { .. }
             | Reply::Node(_)

@@ -194,6 +194,8 @@ impl World {
                 | Write::Job(_)
                 | Write::Definition { .. }
                 | Write::Task(_)
+                | Write::Moved(_)
+                | Write::Redriven(_)
                 | Write::Decision(_)
                 | Write::Node { .. } => false,
             };
@@ -244,6 +246,7 @@ fn speaker(event: &Event) -> Option<(NodeId, Option<SessionId>)> {
         | Event::AttemptWithdrawn { node, .. } => Some((*node, None)),
         Event::JobSubmitted { .. }
         | Event::JobCancelled { .. }
+        | Event::JobRedriven { .. }
         | Event::SessionOpened { .. }
         | Event::SessionClosed { .. }
         | Event::CoefficientsChanged { .. }
@@ -258,6 +261,7 @@ pub fn reply_of(event: &Event) -> Option<ReplyId> {
     match event {
         Event::JobSubmitted { reply, .. }
         | Event::JobCancelled { reply, .. }
+        | Event::JobRedriven { reply, .. }
         | Event::NodeRegistered { reply, .. }
         | Event::NodeChanged { reply, .. }
         | Event::NodesAsked { reply }
@@ -276,6 +280,7 @@ pub fn reply_of(event: &Event) -> Option<ReplyId> {
 fn with_reply(mut event: Event, id: ReplyId) -> Event {
     if let Event::JobSubmitted { reply, .. }
     | Event::JobCancelled { reply, .. }
+    | Event::JobRedriven { reply, .. }
     | Event::NodeRegistered { reply, .. }
     | Event::NodeChanged { reply, .. }
     | Event::NodesAsked { reply }

@@ -98,6 +98,7 @@ impl World {
                 _,
                 Reply::Registered { .. }
                 | Reply::Heard { .. }
+                | Reply::Redriven { .. }
                 | Reply::Node(_)
                 | Reply::Nodes(_)
                 | Reply::Explained(_)

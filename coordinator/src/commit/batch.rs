@@ -130,6 +130,8 @@ fn accepted(write: &Write) -> Option<(JobNumber, Arc<NewJob>)> {
         | Write::Definition { .. }
         | Write::Task(_)
         | Write::Attempt(_)
+        | Write::Moved(_)
+        | Write::Redriven(_)
         | Write::Decision(_)
         | Write::Node { .. } => None,
     }
@@ -140,6 +142,7 @@ pub(super) fn reply_of(event: &Event) -> Option<ReplyId> {
     match event {
         Event::JobSubmitted { reply, .. }
         | Event::JobCancelled { reply, .. }
+        | Event::JobRedriven { reply, .. }
         | Event::NodeRegistered { reply, .. }
         | Event::NodeChanged { reply, .. }
         | Event::TaskAsked { reply, .. }
@@ -160,6 +163,7 @@ pub(super) fn name(event: &Event) -> &'static str {
     match event {
         Event::JobSubmitted { .. } => "job submitted",
         Event::JobCancelled { .. } => "job cancelled",
+        Event::JobRedriven { .. } => "job redriven",
         Event::NodeRegistered { .. } => "node registered",
         Event::SessionOpened { .. } => "session opened",
         Event::SessionClosed { .. } => "session closed",

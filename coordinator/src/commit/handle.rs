@@ -216,6 +216,12 @@ fn refused(refusal: &Refusal) -> String {
             format!("this idempotency key was used for another payload, by job {job}")
         }
         Refusal::Poison(why) => format!("the database refused this: {why}"),
+        Refusal::NothingDead(job) => format!("nothing that was named in job {job} is a dead letter"),
+        Refusal::WasCancelled(job) => format!("job {job} was cancelled; submit it again instead"),
+        Refusal::StillEnding(job) => {
+            format!("job {job} is ending and some of its processes still run; try again when it is over")
+        }
+        Refusal::Changed(job) => format!("job {job} changed meanwhile; try again"),
     }
 }
 
@@ -225,7 +231,13 @@ impl From<CoreError> for Status {
             CoreError::Standby(leader) => return standby_status(leader),
             CoreError::Recovering | CoreError::Ended => Code::Unavailable,
             CoreError::Refused(Refusal::NoSuchJob | Refusal::NoSuchNode) => Code::NotFound,
-            CoreError::Refused(Refusal::KeyUsed(_)) => Code::Conflict,
+            CoreError::Refused(
+                Refusal::KeyUsed(_)
+                | Refusal::NothingDead(_)
+                | Refusal::WasCancelled(_)
+                | Refusal::StillEnding(_)
+                | Refusal::Changed(_),
+            ) => Code::Conflict,
             CoreError::Refused(Refusal::Poison(_)) => Code::Invalid,
             CoreError::Mismatch => Code::Internal,
         };

@@ -137,7 +137,8 @@ impl Engine {
             }
         }
         let failures = (task.own_failures, task.losses);
-        let next = retry::next(key, end, cancelling, failures, &definition.retry, lost_backoff);
+        let attempt = AttemptKey { task: key, number: task.attempt };
+        let next = retry::next(attempt, end, cancelling, failures, &definition.retry, lost_backoff);
         fx.says.push(Say::Ended {
             cause: end.cause,
             retried: matches!(next, Next::Again(_)),
@@ -179,6 +180,10 @@ impl Engine {
             definition.completed.insert(one.clone());
         } else {
             definition.dropped.insert(one.clone());
+            definition.past.insert(one.clone(), task.attempt);
+            if last.to == TaskState::Failed {
+                definition.dead.insert(one.clone());
+            }
         }
         fx.writes.push(Write::Task(TaskRow {
             key,

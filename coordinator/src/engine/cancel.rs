@@ -7,7 +7,7 @@ use mesh_proto::ids::{AttemptKey, JobNumber, NodeId, TaskKey};
 
 use super::{
     attempt::Finish,
-    effect::{Effects, Refusal, Reply, Say},
+    effect::{Effects, Move, Moved, Refusal, Reply, Say, Write},
     event::{AttemptEnd, ReplyId},
     machine::Engine,
     task::Phase,
@@ -41,7 +41,7 @@ impl Engine {
         self.dirty.entry(number).or_default();
         let definitions = self.jobs.get(&number).map_or(0, |job| job.tasks.len() as u32);
         for task in 0..definitions {
-            self.drop_unassigned(number, task);
+            self.drop_unassigned(now, number, task, fx);
             let live: Vec<u32> = self
                 .definition(number, task)
                 .map(|definition| definition.live.keys().copied().collect())
@@ -53,10 +53,14 @@ impl Engine {
         }
     }
 
-    fn drop_unassigned(&mut self, number: JobNumber, task: u32) {
+    fn drop_unassigned(&mut self, now: Time, number: JobNumber, task: u32, fx: &mut Effects) {
         let Some(definition) = self.definition_mut(number, task) else { return };
         let blocked = definition.blocked();
         let ready = std::mem::take(&mut definition.ready);
+        let elements = definition.past.among(&ready);
+        if !elements.is_empty() {
+            fx.writes.push(Write::Moved(Moved { job: number, task, elements, how: Move::Dropped, at: now }));
+        }
         for range in blocked.iter().chain(ready.iter()) {
             definition.dropped.insert(range);
         }

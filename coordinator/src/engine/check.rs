@@ -196,9 +196,20 @@ fn check_counts(job: &Job, task: u32, definition: &Definition) -> Result<Counts,
         counts[live.state()] += 1;
     }
     let dropped = definition.dropped.len();
-    counts[TaskState::Failed] = definition.counts[TaskState::Failed].min(dropped);
-    counts[TaskState::Cancelled] = dropped - counts[TaskState::Failed];
+    let dead = &definition.dead;
+    counts[TaskState::Failed] = dead.len();
+    counts[TaskState::Cancelled] = dropped - dead.len();
     let place = || format!("job {} task {task}", job.number);
+    let unknown = dead.intersection(&definition.dropped).len() < dead.len()
+        || definition.past.among(dead).len() < dead.len();
+    let misplaced = definition
+        .past
+        .iter()
+        .flat_map(|(range, _)| range)
+        .find(|index| !definition.dropped.contains(*index) && !definition.ready.contains(*index));
+    if unknown || misplaced.is_some() {
+        return Err(format!("{}: dead {dead:?}, {misplaced:?} of {:?}", place(), definition.past));
+    }
     if counts != definition.counts {
         return Err(format!("{}: counted {counts:?}, noted {:?}", place(), definition.counts));
     }

@@ -9,6 +9,7 @@ use super::{
     event::{AttemptEnd, NewJob, NodeRecord, ReplyId},
     explain::Explanation,
     placement::Decision,
+    ranges::Elements,
     types::{Cause, Counts, JobState, NodeState, SandboxLevel, TaskState, Time},
 };
 
@@ -45,6 +46,8 @@ pub enum Write {
     },
     Task(TaskRow),
     Attempt(AttemptRow),
+    Moved(Moved),
+    Redriven(Redriven),
     /// Why tasks of a class went where they went.
     Decision(Arc<Decision>),
     Node {
@@ -78,6 +81,63 @@ pub struct TaskRow {
     pub end: Option<Arc<AttemptEnd>>,
     pub started_at: Option<Time>,
     pub finished_at: Option<Time>,
+}
+
+/// Rows of tasks that change their state together, with no attempt to tell of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moved {
+    pub job: JobNumber,
+    pub task: u32,
+    /// All of them have a row in the first state.
+    pub elements: Elements,
+    pub how: Move,
+    pub at: Time,
+}
+
+/// How rows of tasks change together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Move {
+    /// Dead letters are queued for a new series of attempts.
+    Redriven,
+    /// Cancelled because another task failed, which is tried again: queued, for a new series.
+    Resumed,
+    /// Queued for a new series, and cancelled before it began.
+    Dropped,
+    /// A backoff is over: queued.
+    Woken,
+}
+
+impl Move {
+    /// The states before and after.
+    #[must_use]
+    pub fn states(self) -> (TaskState, TaskState) {
+        match self {
+            Self::Redriven => (TaskState::Failed, TaskState::Queued),
+            Self::Resumed => (TaskState::Cancelled, TaskState::Queued),
+            Self::Dropped => (TaskState::Queued, TaskState::Cancelled),
+            Self::Woken => (TaskState::Retrying, TaskState::Queued),
+        }
+    }
+
+    /// Whether a new series of attempts begins: failures and losses count from 0.
+    #[must_use]
+    pub fn is_anew(self) -> bool {
+        match self {
+            Self::Redriven | Self::Resumed => true,
+            Self::Dropped | Self::Woken => false,
+        }
+    }
+}
+
+/// Dead letters of a job are tried again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Redriven {
+    pub number: JobNumber,
+    /// When the job had finished, if it had: it is open again.
+    pub finished_at: Option<Time>,
+    /// Who asked, for the audit.
+    pub by: String,
+    pub detail: String,
 }
 
 /// An attempt's whole row.
@@ -169,6 +229,14 @@ pub enum Reply {
         number: JobNumber,
         state: JobState,
     },
+    /// How many dead letters are tried again, and how many tasks come back that were cancelled
+    /// because of them.
+    Redriven {
+        number: JobNumber,
+        state: JobState,
+        redriven: u64,
+        resumed: u64,
+    },
     Registered {
         verdicts: Vec<(AttemptKey, Verdict)>,
     },
@@ -202,6 +270,14 @@ pub enum Refusal {
     KeyUsed(JobNumber),
     /// The database refused the rows of this event.
     Poison(String),
+    /// Nothing that was named is a dead letter.
+    NothingDead(JobNumber),
+    /// A person cancelled the job.
+    WasCancelled(JobNumber),
+    /// The job is failing, and processes of it still have to go.
+    StillEnding(JobNumber),
+    /// The job is another than the one that was read: read it again.
+    Changed(JobNumber),
 }
 
 /// A job at a glance.

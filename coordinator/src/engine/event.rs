@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId, TaskKey};
 
+use super::restore::StoredJob;
 use super::types::{Cause, Coefficients, Requirements, Resources, Retry, SandboxLevel};
 
 /// Names the caller that waits for an answer.
@@ -23,6 +24,10 @@ pub enum Event {
         reply: ReplyId,
         job: JobNumber,
         reason: String,
+    },
+    JobRedriven {
+        reply: ReplyId,
+        redrive: Arc<Redrive>,
     },
     NodeRegistered {
         reply: ReplyId,
@@ -79,6 +84,19 @@ pub enum Event {
     },
     /// Time went on.
     Tick,
+}
+
+/// Dead letters are to be tried again.
+#[derive(Debug)]
+pub struct Redrive {
+    pub job: JobNumber,
+    /// Definitions by position, and elements of them; none: all of it. Empty: the whole job.
+    pub targets: Vec<(u32, Option<u32>)>,
+    /// The job as it is stored, when it is over.
+    pub stored: Option<StoredJob>,
+    /// Who asks, and for what, for the audit.
+    pub by: String,
+    pub detail: String,
 }
 
 /// Other requirements to try in thought.

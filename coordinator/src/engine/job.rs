@@ -8,7 +8,7 @@ use mesh_proto::ids::{JobId, JobNumber};
 use super::{
     event::Need,
     placement::ClassId,
-    ranges::Elements,
+    ranges::{Attempts, Elements},
     task::Task,
     types::{Counts, JobState, Retry, TaskState, Time},
 };
@@ -53,6 +53,10 @@ pub struct Definition {
     pub completed: Elements,
     /// Failed or cancelled.
     pub dropped: Elements,
+    /// Of `dropped`: failed, the dead letters.
+    pub dead: Elements,
+    /// Of `dropped` and `ready`: those with a row in the store, by their latest attempt.
+    pub past: Attempts,
     pub counts: Counts,
     /// When its elements became ready, for the time they waited.
     pub ready_at: Time,

@@ -46,6 +46,8 @@ pub struct Engine {
     pub(super) totals: Counts,
     pub(super) finished: Finished,
     pub(super) dirty: BTreeMap<JobNumber, BTreeSet<u32>>,
+    /// Jobs that were over and opened again since memory was read, by when they were over last.
+    pub(super) reopened: BTreeMap<JobNumber, Time>,
     pub(super) last_event: Option<Time>,
 }
 
@@ -74,6 +76,16 @@ impl Finished {
             self.jobs[place] += jobs;
         }
         self.tasks.add(tasks);
+    }
+
+    /// A job of this final state is open again.
+    pub fn take(&mut self, state: JobState, tasks: &Counts) {
+        if let Some(place) = JOB_STATES.iter().position(|known| *known == state) {
+            self.jobs[place] = self.jobs[place].saturating_sub(1);
+        }
+        for (mine, theirs) in self.tasks.0.iter_mut().zip(tasks.0) {
+            *mine = mine.saturating_sub(theirs);
+        }
     }
 }
 
@@ -110,6 +122,7 @@ impl Engine {
             totals: Counts::default(),
             finished: Finished::default(),
             dirty: BTreeMap::new(),
+            reopened: BTreeMap::new(),
             last_event: None,
         }
     }
@@ -120,6 +133,7 @@ impl Engine {
         match event {
             Event::JobSubmitted { reply, job } => self.submit(now, *reply, job, fx),
             Event::JobCancelled { reply, job, reason } => self.cancel_job(now, *reply, *job, reason, fx),
+            Event::JobRedriven { reply, redrive } => self.redrive(now, *reply, redrive, fx),
             Event::NodeRegistered { reply, registration } => self.register(now, *reply, registration, fx),
             Event::SessionOpened { node, session } => self.open_session(now, *node, *session, fx),
             Event::SessionClosed { node, session } => self.close_session(now, *node, *session),
@@ -149,10 +163,11 @@ impl Engine {
 
     /// Ends a batch: what time brings, placement, and the rows of jobs that changed.
     pub fn settle(&mut self, now: Time, fx: &mut Effects) {
-        self.wake_retries(now);
+        let woken = self.wake_retries(now);
         self.release_held(now);
         self.place(now, fx);
         self.take_back(now, fx);
+        self.note_woken(now, &woken, fx);
         self.flush(now, fx);
     }
 
@@ -251,6 +266,9 @@ impl Engine {
             let over = counts.unfinished() == 0;
             if over {
                 job.state = outcome(job, &counts);
+                if job.state == JobState::Failed && job.reason.is_empty() {
+                    job.reason = format!("{} of {} tasks failed", counts[TaskState::Failed], counts.total());
+                }
             }
             let row = JobRow {
                 number,
@@ -265,12 +283,15 @@ impl Engine {
             fx.writes.push(Write::Job(row.clone()));
             fx.says.push(Say::JobChanged(Arc::new(JobView { row, definitions })));
             if over {
+                if let Some(last) = self.reopened.get_mut(&number) {
+                    *last = now;
+                }
                 self.let_go(number);
             }
         }
     }
 
-    fn let_go(&mut self, number: JobNumber) {
+    pub(super) fn let_go(&mut self, number: JobNumber) {
         let Some(job) = self.jobs.remove(&number) else { return };
         self.finished.add(job.state, 1, &job.counts());
         for (task, definition) in job.tasks.iter().enumerate() {
@@ -301,7 +322,7 @@ fn outcome(job: &Job, counts: &Counts) -> JobState {
     let bad = counts[TaskState::Failed] + counts[TaskState::Cancelled];
     if bad == 0 {
         JobState::Completed
-    } else if counts[TaskState::Completed] > 0 {
+    } else if counts[TaskState::Completed] > 0 && job.keep_going {
         JobState::PartiallyCompleted
     } else {
         JobState::Failed

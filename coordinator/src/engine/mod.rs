@@ -16,7 +16,7 @@
 //!
 //! **Where to look.** `machine.rs` the door; `submit.rs` jobs come in; `place.rs` and
 //! `placement/` tasks find nodes; `attempt.rs` attempts start and end, `retry.rs` what follows
-//! from an end; `dag.rs` what unblocks or drops others; `cancel.rs`; `nodes.rs` registration,
+//! from an end; `dag.rs` what unblocks or drops others; `cancel.rs`; `redrive.rs`; `nodes.rs` registration,
 //! silence, reconciliation; `restore.rs` memory from the store; `check.rs` its invariants.
 
 mod attempt;
@@ -35,6 +35,7 @@ mod place;
 pub mod placement;
 mod queue;
 mod ranges;
+mod redrive;
 mod reserve;
 mod restore;
 mod retry;
@@ -46,5 +47,5 @@ pub mod types;
 
 pub use explain::Explanation;
 pub use machine::{Engine, Finished, JOB_STATES, Totals};
-pub use ranges::Elements;
+pub use ranges::{Attempts, Elements};
 pub use restore::{Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask};

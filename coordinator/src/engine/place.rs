@@ -2,16 +2,17 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mesh_proto::ids::{AttemptKey, NodeId, TaskKey};
+use mesh_proto::ids::{AttemptKey, JobNumber, NodeId, TaskKey};
 
 use super::{
     cancel::lost,
-    effect::{Effects, Say, Write},
+    effect::{Effects, Move, Moved, Say, Write},
     job::Definition,
     machine::Engine,
     node::Node,
     placement::{BEST, Candidate, Candidates, ClassId, Decision, Offer, QueueKey, Terms, admits},
     queue::DEEP_MS,
+    ranges::Elements,
     task::{Phase, Placed, Task},
     types::{Requirements, Resources, TaskState, Time},
 };
@@ -185,8 +186,9 @@ impl Engine {
         at.tasks.insert(key);
         let Some(definition) = self.definition_mut(key.job, key.task) else { return false };
         definition.again.remove(&key.index);
-        let task = definition.live.entry(key.index).or_insert(Task {
-            attempt: 0,
+        let past = &mut definition.past;
+        let task = definition.live.entry(key.index).or_insert_with(|| Task {
+            attempt: past.take(key.index).unwrap_or(0),
             own_failures: 0,
             losses: 0,
             phase: Phase::Queued { since },
@@ -293,11 +295,12 @@ impl Engine {
         }
     }
 
-    /// Tasks whose backoff is over wait for a node again.
-    pub(super) fn wake_retries(&mut self, now: Time) {
+    /// Tasks whose backoff is over wait for a node again. Says which.
+    pub(super) fn wake_retries(&mut self, now: Time) -> Vec<TaskKey> {
+        let mut woken = Vec::new();
         while let Some((until, key)) = self.retries.first().copied() {
             if until > now {
-                return;
+                break;
             }
             self.retries.remove(&(until, key));
             let Some(definition) = self.definition_mut(key.job, key.task) else { continue };
@@ -306,6 +309,21 @@ impl Engine {
             definition.again.insert(key.index);
             self.shift(key.job, key.task, TaskState::Retrying, TaskState::Queued, 1);
             self.requeue(key.job, key.task);
+            woken.push(key);
+        }
+        woken
+    }
+
+    /// Writes down which of the woken tasks found no node: the others' rows are written already.
+    pub(super) fn note_woken(&self, now: Time, woken: &[TaskKey], fx: &mut Effects) {
+        let mut waiting: BTreeMap<(JobNumber, u32), Elements> = BTreeMap::new();
+        for key in woken {
+            if self.task(*key).is_some_and(|task| task.state() == TaskState::Queued) {
+                waiting.entry((key.job, key.task)).or_default().insert(key.index..key.index + 1);
+            }
+        }
+        for ((job, task), elements) in waiting {
+            fx.writes.push(Write::Moved(Moved { job, task, elements, how: Move::Woken, at: now }));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use rangemap::RangeSet;
+use rangemap::{RangeMap, RangeSet};
 
 /// Elements of one array.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,6 +96,46 @@ impl Elements {
             .overlapping(range)
             .map(|part| u64::from(part.end.min(range.end) - part.start.max(range.start)))
             .sum()
+    }
+}
+
+/// The number of the latest attempt of each of some elements, kept as ranges of equal numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attempts(RangeMap<u32, u32>);
+
+impl Attempts {
+    /// Notes that the latest attempt of each element in `range` has this number.
+    pub fn insert(&mut self, range: Range<u32>, number: u32) {
+        if !range.is_empty() {
+            self.0.insert(range, number);
+        }
+    }
+
+    /// Takes one element out, and says the number of its latest attempt.
+    pub fn take(&mut self, index: u32) -> Option<u32> {
+        let number = self.0.get(&index).copied()?;
+        self.0.remove(index..index + 1);
+        Some(number)
+    }
+
+    /// Those of `some` that are noted here.
+    #[must_use]
+    pub fn among(&self, some: &Elements) -> Elements {
+        let mut both = Elements::default();
+        if self.0.is_empty() {
+            return both;
+        }
+        for range in some.iter() {
+            for (noted, _) in self.0.overlapping(&range) {
+                both.insert(noted.start.max(range.start)..noted.end.min(range.end));
+            }
+        }
+        both
+    }
+
+    /// The ranges with their numbers, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Range<u32>, u32)> + '_ {
+        self.0.iter().map(|(range, number)| (range.clone(), *number))
     }
 }
 

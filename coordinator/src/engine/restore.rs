@@ -6,10 +6,10 @@ use mesh_proto::ids::{BootId, JobId, JobNumber, NodeId, TaskKey};
 
 use super::{
     event::{NewDefinition, NodeRecord},
-    job::{Definition, Job},
+    job::Job,
     machine::{Engine, Finished},
     node::Node,
-    ranges::Elements,
+    ranges::{Attempts, Elements},
     task::{Phase, Placed, Task},
     types::{JobState, Resources, SandboxLevel, Settings, TaskState, Time},
 };
@@ -24,7 +24,7 @@ pub struct Snapshot {
     pub jobs: Vec<StoredJob>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StoredJob {
     pub number: JobNumber,
     pub uuid: JobId,
@@ -37,19 +37,24 @@ pub struct StoredJob {
     pub ending: Option<JobState>,
     pub reason: String,
     pub started_at: Option<Time>,
+    pub finished_at: Option<Time>,
     pub tasks: Vec<StoredDefinition>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StoredDefinition {
     pub definition: NewDefinition,
     pub completed: Elements,
     pub failed: Elements,
     pub cancelled: Elements,
+    /// The latest attempts of those that failed or were cancelled, and of those that are queued
+    /// with neither a failure nor a loss.
+    pub past: Attempts,
+    /// All other rows.
     pub live: BTreeMap<u32, StoredTask>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StoredTask {
     pub attempt: u32,
     pub own_failures: u32,
@@ -59,7 +64,7 @@ pub struct StoredTask {
     pub placed: Option<StoredPlace>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StoredPlace {
     pub node: NodeId,
     pub boot: BootId,
@@ -86,7 +91,7 @@ impl Engine {
         engine
     }
 
-    fn restore_job(&mut self, now: Time, stored: StoredJob) {
+    pub(super) fn restore_job(&mut self, now: Time, stored: StoredJob) {
         let new: Vec<NewDefinition> = stored.tasks.iter().map(|task| task.definition.clone()).collect();
         let tasks = self.definitions(&new);
         for definition in &tasks {
@@ -126,6 +131,8 @@ impl Engine {
             if let Some(mine) = self.definition_mut(number, task) {
                 mine.completed = definition.completed;
                 mine.dropped = gone.clone();
+                mine.dead = definition.failed;
+                mine.past = definition.past;
             }
             dropped.push((task, gone));
             for (index, live) in definition.live {
@@ -156,15 +163,10 @@ impl Engine {
         for task in 0..tasks {
             self.requeue(number, task);
         }
-        // What was read is what is stored, but for two things: a job that is over and was not
-        // marked so, and tasks that were done with their backoff, which wrote no row but counts.
+        // What was read is what is stored, but for a job that is over and was not marked so.
         self.dirty.remove(&number);
-        let Some(job) = self.jobs.get(&number) else { return };
-        let waits = |definition: &Definition| definition.counts[TaskState::Retrying] > 0;
-        let recount: BTreeSet<u32> =
-            (0..tasks).filter(|task| job.definition(*task).is_some_and(waits)).collect();
-        if !recount.is_empty() || job.counts().unfinished() == 0 {
-            self.dirty.insert(number, recount);
+        if self.jobs.get(&number).is_some_and(|job| job.counts().unfinished() == 0) {
+            self.dirty.insert(number, BTreeSet::new());
         }
     }
 

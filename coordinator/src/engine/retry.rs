@@ -1,6 +1,6 @@
 //! What follows from the end of an attempt: a pure table.
 
-use mesh_proto::ids::TaskKey;
+use mesh_proto::ids::AttemptKey;
 
 use super::{
     event::AttemptEnd,
@@ -49,7 +49,7 @@ pub fn blame(cause: Cause) -> Blame {
 /// included: `(own, lost)`.
 #[must_use]
 pub fn next(
-    key: TaskKey,
+    attempt: AttemptKey,
     end: &AttemptEnd,
     cancelling: bool,
     failures: (u32, u32),
@@ -66,29 +66,47 @@ pub fn next(
     match blame(end.cause) {
         Blame::Infrastructure if lost > retry.max_lost => Next::Failed,
         Blame::Infrastructure if end.cause == Cause::Lost => Next::Again(0),
-        Blame::Infrastructure => Next::Again(backoff(key, lost, lost_backoff_ms, retry.max_backoff_ms)),
+        Blame::Infrastructure => Next::Again(backoff(attempt, lost, lost_backoff_ms, retry.max_backoff_ms)),
         Blame::Task if own >= retry.attempts || !retry.on.contains(&end.cause) => Next::Failed,
-        Blame::Task => Next::Again(backoff(key, own, retry.backoff_ms, retry.max_backoff_ms)),
+        Blame::Task => Next::Again(backoff(attempt, own, retry.backoff_ms, retry.max_backoff_ms)),
     }
 }
 
-/// Doubles from `base` up to `max`, less up to a quarter that differs from task to task, so
-/// that the tasks of an array do not come back all at once. In milliseconds.
-fn backoff(key: TaskKey, failures: u32, base: u64, max: u64) -> u64 {
+/// Doubles from `base` up to `max`, less up to a quarter that differs from attempt to attempt,
+/// so that the tasks of an array do not come back all at once. In milliseconds.
+fn backoff(attempt: AttemptKey, failures: u32, base: u64, max: u64) -> u64 {
     let doubled = base.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(max);
-    // A multiplicative hash (Knuth): spread, without randomness.
-    let spread = u64::from(key.index.wrapping_add(key.task).wrapping_mul(2_654_435_761) >> 24);
-    doubled - doubled / 4 * spread / 256
+    doubled - doubled / 4 * spread(attempt) / 256
+}
+
+/// 0 to 255, told by the attempt alone: spread without randomness (the finaliser of `SplitMix64`,
+/// Steele and others, 2014).
+fn spread(attempt: AttemptKey) -> u64 {
+    let AttemptKey { task, number } = attempt;
+    let parts = [task.job.0, u64::from(task.task), u64::from(task.index), u64::from(number)];
+    let mixed = parts.iter().fold(0_u64, |seed, part| {
+        let mut x = (seed ^ part).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    });
+    mixed >> 56
 }
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::ids::JobNumber;
+    use std::collections::BTreeSet;
+
+    use mesh_proto::ids::{JobNumber, TaskKey};
     use proptest::prelude::*;
 
     use super::*;
 
-    const KEY: TaskKey = TaskKey { job: JobNumber(1), task: 0, index: 0 };
+    const KEY: AttemptKey = attempt(0, 1);
+
+    const fn attempt(index: u32, number: u32) -> AttemptKey {
+        AttemptKey { task: TaskKey { job: JobNumber(1), task: 0, index }, number }
+    }
 
     fn retry(attempts: u32) -> Retry {
         Retry {
@@ -113,21 +131,31 @@ mod tests {
         assert_eq!(go(Cause::Exit, Some(0), true, (0, 0)), Next::Completed, "it finished before the cancel");
         assert_eq!(go(Cause::Exit, Some(1), true, (1, 0)), Next::Cancelled);
         assert_eq!(go(Cause::Cancelled, None, true, (0, 1)), Next::Cancelled);
-        assert_eq!(go(Cause::Exit, Some(1), false, (1, 0)), Next::Again(1000));
+        assert!(matches!(go(Cause::Exit, Some(1), false, (1, 0)), Next::Again(750..=1000)));
         assert_eq!(go(Cause::Exit, Some(1), false, (2, 0)), Next::Failed);
         assert_eq!(go(Cause::Signal, None, false, (1, 0)), Next::Failed, "not in retry.on");
         assert_eq!(go(Cause::Lost, None, false, (0, 2)), Next::Again(0));
         assert_eq!(go(Cause::Lost, None, false, (0, 3)), Next::Failed, "it keeps taking nodes down");
-        assert_eq!(go(Cause::Infra, None, false, (0, 1)), Next::Again(200));
-        assert_eq!(go(Cause::Cancelled, None, false, (0, 1)), Next::Again(200), "nobody asked for it");
+        assert!(matches!(go(Cause::Infra, None, false, (0, 1)), Next::Again(150..=200)));
+        assert!(matches!(go(Cause::Cancelled, None, false, (0, 1)), Next::Again(150..=200)), "nobody asked");
     }
 
     proptest! {
         #[test]
-        fn backoff_stays_within_its_bounds(index in any::<u32>(), failures in 1_u32..64, base in 0_u64..100_000, max in 0_u64..1_000_000) {
-            let wait = backoff(TaskKey { index, ..KEY }, failures, base, max);
+        fn backoff_stays_within_its_bounds(index in any::<u32>(), number in any::<u32>(), failures in 1_u32..64, base in 0_u64..100_000, max in 0_u64..1_000_000) {
+            let wait = backoff(attempt(index, number), failures, base, max);
             prop_assert!(wait <= max);
             prop_assert!(wait * 4 + 4 >= base.min(max) * 3);
         }
+    }
+
+    /// Tasks that failed together, and the attempts of one task, come back apart.
+    #[test]
+    fn backoff_differs_from_attempt_to_attempt() {
+        let apart = |attempts: &mut dyn Iterator<Item = AttemptKey>| {
+            attempts.map(|attempt| backoff(attempt, 1, 60_000, 60_000)).collect::<BTreeSet<u64>>().len()
+        };
+        assert!(apart(&mut (0..1000).map(|index| attempt(index, 1))) > 200);
+        assert!(apart(&mut (1..100).map(|number| attempt(7, number))) > 60);
     }
 }

@@ -12,7 +12,7 @@ use super::{
     event::{Need, NewDefinition, NewJob, ReplyId},
     job::{Definition, Job},
     machine::Engine,
-    ranges::Elements,
+    ranges::{Attempts, Elements},
     types::{Counts, JobState, TaskState, Time},
 };
 
@@ -86,6 +86,8 @@ impl Engine {
                     live: BTreeMap::new(),
                     completed: Elements::default(),
                     dropped: Elements::default(),
+                    dead: Elements::default(),
+                    past: Attempts::default(),
                     counts,
                     ready_at: Time::default(),
                     run_ms: None,

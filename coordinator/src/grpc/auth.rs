@@ -118,6 +118,8 @@ pub const RPCS: &[Rpc] = &[
     rpc(JOBS, "ListJobs", Unary, PEOPLE),
     rpc(JOBS, "ListTasks", Unary, PEOPLE),
     rpc(JOBS, "CancelJob", Unary, SUBMITTERS),
+    rpc(JOBS, "ListDead", Unary, PEOPLE),
+    rpc(JOBS, "Redrive", Unary, SUBMITTERS),
     rpc(JOBS, "WatchJob", ServerStream, PEOPLE),
     rpc(JOBS, "StreamLogs", ServerStream, PEOPLE),
     rpc(JOBS, "ExplainTask", Unary, PEOPLE),

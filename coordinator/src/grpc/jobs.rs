@@ -10,9 +10,10 @@ use mesh_proto::{
     state::Named as _,
     v1::{
         CancelJobRequest, CancelJobResponse, ExplainTaskRequest, ExplainTaskResponse, GetJobRequest, Job,
-        JobState, ListJobsRequest, ListJobsResponse, ListOutputsRequest, ListOutputsResponse,
-        ListTasksRequest, ListTasksResponse, SandboxLevel, StreamLogsRequest, StreamLogsResponse,
-        SubmitJobRequest, SubmitJobResponse, TaskOutputs, WatchJobRequest, array_spec, jobs_server::Jobs,
+        JobState, ListDeadRequest, ListDeadResponse, ListJobsRequest, ListJobsResponse, ListOutputsRequest,
+        ListOutputsResponse, ListTasksRequest, ListTasksResponse, RedriveRequest, RedriveResponse,
+        SandboxLevel, StreamLogsRequest, StreamLogsResponse, SubmitJobRequest, SubmitJobResponse,
+        TaskOutputs, WatchJobRequest, array_spec, jobs_server::Jobs,
     },
 };
 use prost::Message as _;
@@ -21,7 +22,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     auth::Caller,
-    convert,
+    convert, dead,
     logs::{self, Logs},
     pages::Pages,
     rate::RateLimiter,
@@ -172,6 +173,25 @@ impl Jobs for JobsService {
             Err(CoreError::Refused(Refusal::NoSuchJob)) => self.cancelled_before(number).await,
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn list_dead(
+        &self,
+        request: Request<ListDeadRequest>,
+    ) -> Result<Response<ListDeadResponse>, Status> {
+        self.core.readable()?;
+        let record = match request.get_ref().job.as_str() {
+            "" => None,
+            job => Some(self.record(Caller::of(&request)?, job).await?),
+        };
+        dead::list(&self.store, &self.plans, record, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn redrive(&self, request: Request<RedriveRequest>) -> Result<Response<RedriveResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let record = self.record(caller, &request.get_ref().job).await?;
+        let by = caller.user()?.to_owned();
+        dead::redrive(&self.core, &self.store, &record, by, request.into_inner()).await.map(Response::new)
     }
 
     async fn watch_job(

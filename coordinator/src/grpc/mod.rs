@@ -7,6 +7,7 @@ pub mod access;
 pub mod auth;
 pub mod blobs;
 pub mod convert;
+mod dead;
 pub mod enrollment;
 pub mod gate;
 pub mod identities;

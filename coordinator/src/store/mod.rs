@@ -18,6 +18,7 @@ pub mod leader;
 pub mod mesh;
 mod names;
 pub mod nodes;
+pub mod redrive;
 pub mod snapshot;
 pub mod tasks;
 #[cfg(test)]

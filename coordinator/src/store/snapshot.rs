@@ -8,7 +8,7 @@ use mesh_proto::{
     v1::{SandboxLevel, TaskSpec, TaskState},
 };
 use prost::Message as _;
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 
 use super::{
     StoreError,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
+        Attempts, Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
         event::NodeRecord, types::Counts,
     },
     spec,
@@ -38,7 +38,7 @@ pub async fn load(connection: &mut PgConnection) -> Result<Snapshot, StoreError>
     let mut jobs = load_jobs(connection).await?;
     let numbers: Vec<i64> = jobs.keys().map(|number| number.0 as i64).collect();
     load_definitions(connection, &numbers, &mut jobs).await?;
-    load_ended(connection, &numbers, &mut jobs).await?;
+    put_ended(read_ended(connection, &numbers).await?, &mut jobs)?;
     load_live(connection, &numbers, &mut jobs).await?;
     let finished = load_finished(connection).await?;
     Ok(Snapshot { next_job, next_decision, finished, nodes, jobs: jobs.into_values().collect() })
@@ -75,40 +75,68 @@ async fn load_nodes(connection: &mut PgConnection) -> Result<Vec<NodeRecord>, St
         .collect()
 }
 
+macro_rules! stored_job {
+    ($row:expr) => {
+        StoredJob {
+            number: JobNumber($row.number as u64),
+            uuid: JobId($row.uuid),
+            owner: $row.owner,
+            priority: $row.priority as u8,
+            keep_going: $row.keep_going,
+            idempotency_key: $row.idempotency_key,
+            payload_digest: $row
+                .payload_digest
+                .as_slice()
+                .try_into()
+                .map_err(|_| StoreError::Corrupt("payload digest"))?,
+            state: value(&$row.state, "job state")?,
+            ending: optional($row.ending.as_deref(), "job state")?,
+            reason: $row.reason,
+            started_at: $row.started_at.map(unstamp),
+            finished_at: $row.finished_at.map(unstamp),
+            tasks: Vec::new(),
+        }
+    };
+}
+
 async fn load_jobs(connection: &mut PgConnection) -> Result<Jobs, StoreError> {
     sqlx::query!(
         r#"SELECT number, uuid, owner, state::text AS "state!", ending::text AS ending, priority, keep_going,
-            idempotency_key, payload_digest, reason, started_at
+            idempotency_key, payload_digest, reason, started_at, finished_at
            FROM jobs WHERE finished_at IS NULL ORDER BY number"#
     )
     .fetch_all(connection)
     .await?
     .into_iter()
-    .map(|row| {
-        let number = JobNumber(row.number as u64);
-        Ok((
-            number,
-            StoredJob {
-                number,
-                uuid: JobId(row.uuid),
-                owner: row.owner,
-                priority: row.priority as u8,
-                keep_going: row.keep_going,
-                idempotency_key: row.idempotency_key,
-                payload_digest: row
-                    .payload_digest
-                    .as_slice()
-                    .try_into()
-                    .map_err(|_| StoreError::Corrupt("payload digest"))?,
-                state: value(&row.state, "job state")?,
-                ending: optional(row.ending.as_deref(), "job state")?,
-                reason: row.reason,
-                started_at: row.started_at.map(unstamp),
-                tasks: Vec::new(),
-            },
-        ))
-    })
+    .map(|row| Ok((JobNumber(row.number as u64), stored_job!(row))))
     .collect()
+}
+
+/// One job as the engine would hold it, whether it is over or not.
+pub async fn load_job(
+    connection: &mut PgConnection,
+    number: JobNumber,
+) -> Result<Option<StoredJob>, StoreError> {
+    let Ok(wanted) = i64::try_from(number.0) else { return Ok(None) };
+    // One view of all tables.
+    let mut reading = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let row = sqlx::query!(
+        r#"SELECT number, uuid, owner, state::text AS "state!", ending::text AS ending, priority, keep_going,
+            idempotency_key, payload_digest, reason, started_at, finished_at
+           FROM jobs WHERE number = $1"#,
+        wanted,
+    )
+    .fetch_optional(&mut *reading)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let mut jobs = Jobs::from([(number, stored_job!(row))]);
+    load_definitions(&mut reading, &[wanted], &mut jobs).await?;
+    load_live(&mut reading, &[wanted], &mut jobs).await?;
+    let ended = read_ended(&mut reading, &[wanted]).await?;
+    // A transaction that stands still is ended by the database: what takes time comes after it.
+    reading.commit().await?;
+    put_ended(ended, &mut jobs)?;
+    Ok(jobs.remove(&number))
 }
 
 async fn load_definitions(
@@ -137,6 +165,7 @@ async fn load_definitions(
                 completed: Elements::default(),
                 failed: Elements::default(),
                 cancelled: Elements::default(),
+                past: Attempts::default(),
                 live: BTreeMap::new(),
             })
             .collect();
@@ -144,44 +173,69 @@ async fn load_definitions(
     Ok(())
 }
 
-/// The runs of elements that ended alike ("gaps and islands": within a run, index minus
-/// position stays the same).
-async fn load_ended(
-    connection: &mut PgConnection,
-    numbers: &[i64],
-    jobs: &mut Jobs,
-) -> Result<(), StoreError> {
-    let rows = sqlx::query!(
-        r#"SELECT job, task, state::text AS "state!", min(index) AS "first!", max(index) + 1 AS "past!"
+/// A run of elements that ended alike, or wait alike.
+struct Ended {
+    job: i64,
+    task: i32,
+    state: String,
+    number: i32,
+    first: i32,
+    past: i32,
+}
+
+/// The runs of elements that ended alike, or wait alike for a new series of attempts ("gaps
+/// and islands": within a run, index minus position stays the same). The attempts of completed
+/// ones do not matter any more, so they do not break a run.
+async fn read_ended(connection: &mut PgConnection, numbers: &[i64]) -> Result<Vec<Ended>, StoreError> {
+    Ok(sqlx::query_as!(
+        Ended,
+        r#"SELECT job, task, state::text AS "state!", number AS "number!",
+               min(index) AS "first!", max(index) + 1 AS "past!"
            FROM (
-               SELECT job, task, state, index,
-                   index - row_number() OVER (PARTITION BY job, task, state ORDER BY index) AS island
+               SELECT job, task, state, index, CASE WHEN state = 'completed' THEN 0 ELSE attempt END AS number,
+                   index - row_number() OVER (
+                       PARTITION BY job, task, state, CASE WHEN state = 'completed' THEN 0 ELSE attempt END
+                       ORDER BY index
+                   ) AS island
                FROM tasks
-               WHERE job = ANY ($1) AND state IN ('completed', 'failed', 'cancelled')
+               WHERE job = ANY ($1) AND (
+                   state IN ('completed', 'failed', 'cancelled')
+                   OR state = 'queued' AND own_failures = 0 AND losses = 0
+               )
            ) AS ended
-           GROUP BY job, task, state, island"#,
+           GROUP BY job, task, state, number, island"#,
         numbers,
     )
     .fetch_all(connection)
-    .await?;
+    .await?)
+}
+
+fn put_ended(rows: Vec<Ended>, jobs: &mut Jobs) -> Result<(), StoreError> {
     for row in rows {
         let job = JobNumber(row.job as u64);
         let Some(definition) = jobs.get_mut(&job).and_then(|job| job.tasks.get_mut(row.task as usize)) else {
             continue;
         };
         let range = row.first as u32..row.past as u32;
-        let elements = match value(&row.state, "task state")? {
-            TaskState::Completed => &mut definition.completed,
-            TaskState::Failed => &mut definition.failed,
-            TaskState::Cancelled => &mut definition.cancelled,
+        match value(&row.state, "task state")? {
+            TaskState::Completed => {
+                definition.completed.insert(range);
+                continue;
+            }
+            TaskState::Failed => {
+                definition.failed.insert(range.clone());
+            }
+            TaskState::Cancelled => {
+                definition.cancelled.insert(range.clone());
+            }
+            TaskState::Queued => {}
             TaskState::Unspecified
             | TaskState::Blocked
-            | TaskState::Queued
             | TaskState::Assigned
             | TaskState::Running
             | TaskState::Retrying => return Err(StoreError::Corrupt("task state")),
-        };
-        elements.insert(range);
+        }
+        definition.past.insert(range, row.number as u32);
     }
     Ok(())
 }
@@ -196,7 +250,8 @@ async fn load_live(
             a.node, a.boot_id, a.assigned_at, a.started_at, a.sandbox, a.decision
            FROM tasks t
            JOIN attempts a ON (a.job, a.task, a.index, a.number) = (t.job, t.task, t.index, t.attempt)
-           WHERE t.job = ANY ($1) AND t.state NOT IN ('completed', 'failed', 'cancelled')"#,
+           WHERE t.job = ANY ($1) AND t.state NOT IN ('completed', 'failed', 'cancelled')
+             AND NOT (t.state = 'queued' AND t.own_failures = 0 AND t.losses = 0)"#,
         numbers,
     )
     .fetch_all(connection)

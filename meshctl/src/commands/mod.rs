@@ -4,6 +4,7 @@
 pub mod blob;
 pub mod check;
 pub mod completions;
+pub mod dead;
 pub mod fetch;
 pub mod jobs;
 pub mod logs;
@@ -56,6 +57,8 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Tag(args) => nodes::tag(&context, &args).await,
         Command::Token(command) => token::run(&context, command).await,
         Command::Blob(command) => blob::run(&context, command).await,
+        Command::Dead(args) => dead::list(&context, &args).await,
+        Command::Redrive(args) => dead::redrive(&context, &args).await,
         Command::Why(args) => why::run(&context, &args).await,
         Command::Status(args) => status::run(&context, &args).await,
         Command::AcceptDatabase(args) => status::accept_database(&context, &args).await,

@@ -107,6 +107,21 @@ pub fn tasks(response: &v1::ListTasksResponse) -> Value {
     })
 }
 
+pub fn dead(response: &v1::ListDeadResponse) -> Value {
+    let letter = |letter: &v1::DeadLetter| {
+        let mut value = task(&letter.task.clone().unwrap_or_default());
+        value["job"] = json!(letter.task.as_ref().and_then(|task| task.key).map(|key| key.job));
+        value["job_name"] = json!(letter.job_name);
+        value["failures"] = json!(letter.failures);
+        value["losses"] = json!(letter.losses);
+        value
+    };
+    json!({
+        "items": response.dead.iter().map(letter).collect::<Vec<_>>(),
+        "next": text_or_null(&response.next),
+    })
+}
+
 fn level(level: v1::SandboxLevel) -> Value {
     match level {
         v1::SandboxLevel::Unspecified => Value::Null,

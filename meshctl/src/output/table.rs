@@ -220,6 +220,26 @@ pub fn tasks(out: Out, tasks: &[v1::TaskInfo]) -> String {
     render(table, &[3])
 }
 
+pub fn dead(out: Out, dead: &[v1::DeadLetter]) -> String {
+    let header = ["TASK", "JOB", "END", "TRY", "FAILURES", "LOSSES", "NODE", "WHEN", "MESSAGE"];
+    let mut table = table(out, &header);
+    for letter in dead {
+        let task = letter.task.clone().unwrap_or_default();
+        table.add_row(vec![
+            Cell::new(escape(&task_ref(&task))),
+            Cell::new(escape(&letter.job_name)),
+            Cell::new(cause(&task)),
+            Cell::new(task.attempt),
+            Cell::new(letter.failures),
+            Cell::new(letter.losses),
+            Cell::new(dash(&task.node)),
+            Cell::new(time::short(task.finished_at_ms)),
+            Cell::new(dash(&clip(task.message.trim(), 100))),
+        ]);
+    }
+    render(table, &[3, 4, 5])
+}
+
 /// At most so many characters, escaped.
 fn clip(text: &str, most: usize) -> String {
     let short: String = text.chars().take(most).collect();

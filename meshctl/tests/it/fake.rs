@@ -41,6 +41,8 @@ pub struct World {
     /// Answers to give before any other.
     pub refusals: Vec<tonic::Status>,
     pub cancels: Vec<String>,
+    /// What was redriven, as asked.
+    pub redrives: Vec<String>,
 }
 
 /// What a submitted job will be.

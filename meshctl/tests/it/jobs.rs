@@ -241,3 +241,44 @@ fn why_says_sentences_first_and_numbers_under_them() {
     let bad = fake.run(&["why", "12", "--if", "cpu=lots"]).exits(2).stderr;
     assert!(bad.contains("cpu is a number, not `lots`"), "{bad}");
 }
+
+#[test]
+fn dead_letters_are_shown_page_by_page() {
+    let fake = with_thumbnails();
+    fake.world(|world| {
+        let mut other = thumbnails();
+        other.shown.number = 13;
+        other.tasks.truncate(1);
+        other.tasks[0].key = Some(v1::TaskKey { job: 13, task: 0, index: 4 });
+        (other.tasks[0].cause, other.tasks[0].exit_code) = (Cause::Lost.into(), None);
+        world.jobs.push(other);
+    });
+    insta::assert_snapshot!("dead", fake.run(&["dead"]).exits(0).stdout);
+    insta::assert_json_snapshot!("dead_json", fake.json(&["dead", "12"]));
+    assert_eq!(fake.json(&["dead", "12/sheet"])["items"].as_array().map(Vec::len), Some(0));
+    let outcome = fake.run(&["dead", "--limit", "1"]).exits(0);
+    assert_eq!(outcome.stderr, "meshctl: there are more: --after 1\n");
+    fake.run(&["dead", "12/nothing"]).exits(3);
+}
+
+#[test]
+fn what_is_redriven_of_a_job_is_asked_for_at_once() {
+    let fake = with_thumbnails();
+    fake.world(|world| {
+        let mut other = thumbnails();
+        other.shown.number = 13;
+        world.jobs.push(other);
+    });
+    let outcome = fake.run(&["redrive", "12/resize.0", "13", "12/sheet"]).exits(0);
+    assert_eq!(outcome.stdout, "12 3 redriven\n13 3 redriven, 1 come back with them\n");
+    assert_eq!(fake.world(|world| world.redrives.clone()), ["12: resize.0 sheet", "13: "]);
+    fake.run(&["redrive", "12/resize", "12"]).exits(0);
+    assert_eq!(fake.world(|world| world.redrives.pop()).as_deref(), Some("12: "), "all of it was named");
+    let outcome = fake.run(&["redrive", "13"]).exits(6);
+    assert_eq!(outcome.stderr, "meshctl: nothing that was named in job 13 is a dead letter\n");
+    let one = &fake.json(&["redrive", "13/sheet"])[0];
+    assert_eq!(
+        (one["id"].as_u64(), one["state"].as_str(), one["redriven"].as_u64()),
+        (Some(13), Some("RUNNING"), Some(3))
+    );
+}

@@ -103,6 +103,51 @@ impl Jobs for Shared {
         Ok(Response::new(v1::ListTasksResponse { tasks: job.tasks[start..end].to_vec(), next }))
     }
 
+    async fn list_dead(&self, request: Request<v1::ListDeadRequest>) -> Answer<v1::ListDeadResponse> {
+        self.called("dead")?;
+        let request = request.into_inner();
+        let world = self.lock();
+        let jobs = world
+            .jobs
+            .iter()
+            .filter(|job| request.job.is_empty() || job.shown.number.to_string() == request.job);
+        let dead: Vec<v1::DeadLetter> = jobs
+            .flat_map(|job| job.tasks.iter().map(|task| (job.shown.name.clone(), task.clone())))
+            .filter(|(_, task)| task.state() == v1::TaskState::Failed)
+            .filter(|(_, task)| request.task.is_empty() || request.task == task.name)
+            .map(|(job_name, task)| v1::DeadLetter { task: Some(task), job_name, failures: 2, losses: 1 })
+            .collect();
+        let page = request.page.unwrap_or_default();
+        let start: usize = page.after.parse().unwrap_or(0);
+        // One a page shows whether the client asks for the next one.
+        let next = if start + 1 < dead.len() { (start + 1).to_string() } else { String::new() };
+        let dead = dead.into_iter().skip(start).take((page.limit as usize).min(1)).collect();
+        Ok(Response::new(v1::ListDeadResponse { dead, next }))
+    }
+
+    async fn redrive(&self, request: Request<v1::RedriveRequest>) -> Answer<v1::RedriveResponse> {
+        self.called("redrive")?;
+        let request = request.into_inner();
+        let number = self.job(&request.job)?.shown.number;
+        let targets = request.targets.iter().map(|target| match target.index {
+            Some(index) => format!("{}.{index}", target.task),
+            None => target.task.clone(),
+        });
+        let asked = format!("{number}: {}", targets.collect::<Vec<_>>().join(" "));
+        let again = self.look(|world| {
+            let again = world.redrives.contains(&asked);
+            world.redrives.push(asked);
+            again
+        });
+        if again {
+            return Err(
+                Code::Conflict.status(format!("nothing that was named in job {number} is a dead letter"))
+            );
+        }
+        let state = v1::JobState::Running.into();
+        Ok(Response::new(v1::RedriveResponse { number, state, redriven: 3, resumed: number - 12 }))
+    }
+
     async fn explain_task(
         &self,
         request: Request<v1::ExplainTaskRequest>,

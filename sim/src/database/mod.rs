@@ -12,10 +12,11 @@ pub use check::is_given_back;
 use std::{collections::BTreeMap, sync::Arc};
 
 use coordinator::engine::{
-    effect::{AttemptRow, JobRow, TaskRow, Write},
+    effect::{AttemptRow, JobRow, Moved, Redriven, TaskRow, Write},
     event::{NewDefinition, NewJob, NodeRecord},
     types::{Counts, JobState, TaskState, Time},
 };
+use coordinator::store::redrive::fold;
 use mesh_proto::{
     ids::{AttemptKey, JobNumber, NodeId, TaskKey},
     state::Named as _,
@@ -69,6 +70,8 @@ pub struct Rows {
     pub attempts: BTreeMap<AttemptKey, AttemptRow>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     decisions: Vec<u64>,
+    moved: Vec<Moved>,
+    redriven: Vec<Redriven>,
 }
 
 impl Rows {
@@ -92,6 +95,8 @@ impl Rows {
                 Write::Attempt(row) => {
                     rows.attempts.insert(row.key, row);
                 }
+                Write::Moved(moved) => rows.moved.extend(fold(&mut rows.tasks, moved)),
+                Write::Redriven(row) => rows.redriven.push(row),
                 Write::Decision(decision) => rows.decisions.push(decision.id),
                 Write::Node { record, .. } => {
                     rows.nodes.insert(record.id, record);
@@ -110,6 +115,8 @@ impl Rows {
             && self.attempts.is_empty()
             && self.nodes.is_empty()
             && self.decisions.is_empty()
+            && self.moved.is_empty()
+            && self.redriven.is_empty()
     }
 }
 
@@ -145,6 +152,17 @@ impl Database {
         for (number, (job, _)) in &rows.new_jobs {
             self.insert_job(*number, job);
         }
+        for row in &rows.redriven {
+            let job = self
+                .jobs
+                .get_mut(&row.number)
+                .ok_or_else(|| Violation::new(Invariant::GuardsHold, format!("{} has no row", row.number)))?;
+            if job.row.finished_at != row.finished_at {
+                let what = format!("{:?} is opened, read as {row:?}", job.row);
+                return Err(Violation::new(Invariant::GuardsHold, what));
+            }
+            job.row.finished_at = None;
+        }
         for row in rows.jobs.values() {
             let job = self
                 .jobs
@@ -173,6 +191,24 @@ impl Database {
         }
         for row in rows.attempts.values() {
             self.write_attempt(row, landed)?;
+        }
+        for moved in &rows.moved {
+            for index in moved.elements.iter().flatten() {
+                let key = TaskKey { job: moved.job, task: moved.task, index };
+                let row = self.tasks.get_mut(&key).ok_or_else(|| {
+                    Violation::new(Invariant::GuardsHold, format!("{key} moves and has no row"))
+                })?;
+                let (from, to) = moved.how.states();
+                if row.state != from {
+                    let what = format!("{row:?} is not {from:?}: {:?}", moved.how);
+                    return Err(Violation::new(Invariant::GuardsHold, what));
+                }
+                row.state = to;
+                row.finished_at = (to == TaskState::Cancelled).then_some(moved.at);
+                if moved.how.is_anew() {
+                    (row.own_failures, row.losses, row.started_at) = (0, 0, None);
+                }
+            }
         }
         for row in rows.tasks.values() {
             if let Some(old) = self.tasks.get(&row.key) {

@@ -1,8 +1,8 @@
 //! Everything unfinished, as the coordinator's `store/snapshot.rs` reads it.
 
 use coordinator::engine::{
-    Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask, effect::TaskRow,
-    types::TaskState,
+    Attempts, Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
+    effect::TaskRow, types::TaskState,
 };
 use mesh_proto::ids::{AttemptKey, JobNumber};
 
@@ -39,14 +39,22 @@ impl Database {
                 }
                 elements
             };
+            let mut past = Attempts::default();
+            for row in self.rows(number, task) {
+                let over = matches!(row.state, TaskState::Failed | TaskState::Cancelled);
+                if over || waits_anew(row) {
+                    past.insert(row.key.index..row.key.index + 1, row.attempt);
+                }
+            }
             StoredDefinition {
                 definition: definition.clone(),
                 completed: all(TaskState::Completed),
                 failed: all(TaskState::Failed),
                 cancelled: all(TaskState::Cancelled),
+                past,
                 live: self
                     .rows(number, task)
-                    .filter(|row| !is_over(row.state))
+                    .filter(|row| !is_over(row.state) && !waits_anew(row))
                     .map(|row| (row.key.index, self.stored_task(row)))
                     .collect(),
             }
@@ -63,6 +71,7 @@ impl Database {
             ending: job.row.ending,
             reason: job.row.reason.clone(),
             started_at: job.row.started_at,
+            finished_at: job.row.finished_at,
             tasks: tasks.collect(),
         }
     }
@@ -85,4 +94,9 @@ impl Database {
             }),
         }
     }
+}
+
+/// Whether a row is queued with neither a failure nor a loss: such rows are read as ranges.
+fn waits_anew(row: &TaskRow) -> bool {
+    row.state == TaskState::Queued && row.own_failures == 0 && row.losses == 0
 }

@@ -10,11 +10,11 @@ use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId, T
 
 use super::store::Store;
 use crate::engine::{
-    Engine,
+    Engine, StoredJob,
     effect::{Effects, Refusal, Reply, Say, TaskRow, Verdict},
     event::{
-        AttemptEnd, Event, Facts, Held, Need, NewDefinition, NewJob, NodeChange, NodeRecord, Registration,
-        ReplyId,
+        AttemptEnd, Event, Facts, Held, Need, NewDefinition, NewJob, NodeChange, NodeRecord, Redrive,
+        Registration, ReplyId,
     },
     types::{
         Cause, Counts, JobState, NodeState, Requirements, Resources, Retry, SandboxLevel, Settings,
@@ -219,6 +219,33 @@ impl Mesh {
             _ => None,
         });
         answer.expect("an answer to the cancel")
+    }
+
+    /// Tries dead letters again; says how many, and how many cancelled ones came back.
+    pub fn redrive(&mut self, job: JobNumber, targets: &[(u32, Option<u32>)]) -> Result<(u64, u64), Refusal> {
+        let stored = self.store.read(job).filter(|job| job.finished_at.is_some());
+        self.redrive_as_read(job, targets, stored)
+    }
+
+    /// The same, with the job as it was read before.
+    pub fn redrive_as_read(
+        &mut self,
+        job: JobNumber,
+        targets: &[(u32, Option<u32>)],
+        stored: Option<StoredJob>,
+    ) -> Result<(u64, u64), Refusal> {
+        let reply = self.reply();
+        let redrive =
+            Redrive { job, targets: targets.to_vec(), stored, by: "ann".to_owned(), detail: String::new() };
+        let said = self.step(Event::JobRedriven { reply, redrive: Arc::new(redrive) });
+        let answer = said.iter().find_map(|say| match say {
+            Say::Reply(to, Reply::Redriven { redriven, resumed, .. }) if *to == reply => {
+                Some(Ok((*redriven, *resumed)))
+            }
+            Say::Reply(to, Reply::Refused(refusal)) if *to == reply => Some(Err(refusal.clone())),
+            _ => None,
+        });
+        answer.expect("an answer to the redrive")
     }
 
     pub fn job_state(&self, job: JobNumber) -> JobState {

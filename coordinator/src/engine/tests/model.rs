@@ -24,7 +24,9 @@ use super::{
 use crate::engine::{
     Engine,
     effect::{Effects, Reply, Say},
-    event::{AttemptEnd, Event, Facts, Need, NewDefinition, NewJob, NodeChange, Registration, ReplyId},
+    event::{
+        AttemptEnd, Event, Facts, Need, NewDefinition, NewJob, NodeChange, Redrive, Registration, ReplyId,
+    },
     types::{Cause, JobState, Requirements, Resources, Retry, Settings, TaskState, Time},
 };
 
@@ -35,6 +37,8 @@ const NODES: u32 = 3;
 enum Op {
     Submit(Shape),
     Cancel(usize),
+    /// Dead letters of a job: all of it, a task, or an element.
+    Redrive(usize, Option<(u32, Option<u32>)>),
     Register(u32),
     Reboot(u32),
     Forget(u32),
@@ -126,6 +130,8 @@ fn ops() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => shapes().prop_map(Op::Submit),
         2 => any::<usize>().prop_map(Op::Cancel),
+        6 => (any::<usize>(), proptest::option::of((0_u32..5, proptest::option::of(0_u32..5))))
+            .prop_map(|(pick, target)| Op::Redrive(pick, target)),
         6 => node().prop_map(Op::Register),
         1 => node().prop_map(Op::Reboot),
         1 => node().prop_map(Op::Forget),
@@ -411,6 +417,19 @@ impl World {
                 let Some(job) = choose(&numbers, pick) else { return Ok(()) };
                 let reply = ReplyId(self.next());
                 self.handle(&Event::JobCancelled { reply, job, reason: "enough".to_owned() })
+            }
+            Op::Redrive(pick, target) => {
+                let numbers: Vec<JobNumber> = self.store.jobs.keys().copied().collect();
+                let Some(job) = choose(&numbers, pick) else { return Ok(()) };
+                let reply = ReplyId(self.next());
+                let redrive = Redrive {
+                    job,
+                    targets: target.into_iter().collect(),
+                    stored: self.store.read(job).filter(|job| job.finished_at.is_some()),
+                    by: "ann".to_owned(),
+                    detail: String::new(),
+                };
+                self.handle(&Event::JobRedriven { reply, redrive: Arc::new(redrive) })
             }
             Op::Register(node) => self.register(node),
             Op::Reboot(node) => {

@@ -1,13 +1,16 @@
 //! A store in memory: applies the engine's writes as a commit would, and holds the engine to
 //! what it may write and say.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mesh_proto::ids::{AttemptKey, JobNumber, NodeId, TaskKey};
 
 use crate::engine::{
-    Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
-    effect::{Ack, AttemptRow, Effects, JobRow, Reply, Say, TaskRow, Write},
+    Attempts, Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
+    effect::{Ack, AttemptRow, Effects, JobRow, Moved, Reply, Say, TaskRow, Write},
     event::{NewDefinition, NewJob, NodeRecord},
     types::{Counts, JobState, TaskState},
 };
@@ -36,6 +39,8 @@ impl Store {
     pub fn apply(&mut self, fx: &Effects) -> Result<(), String> {
         let mut tasks = BTreeMap::new();
         let mut attempts = BTreeMap::new();
+        // Tasks whose failures and losses count from 0 again.
+        let mut anew = BTreeSet::new();
         for write in &fx.writes {
             match write {
                 Write::NewJob { number, job, .. } => self.insert_job(*number, job)?,
@@ -62,6 +67,26 @@ impl Store {
                 Write::Attempt(row) => {
                     attempts.insert(row.key, row.clone());
                 }
+                Write::Moved(moved) => {
+                    for index in moved.elements.iter().flatten() {
+                        let key = TaskKey { job: moved.job, task: moved.task, index };
+                        let row = match tasks.get_mut(&key) {
+                            Some(row) => row,
+                            None => self.tasks.get_mut(&key).ok_or("a row of no task moves")?,
+                        };
+                        move_row(row, moved)?;
+                        if moved.how.is_anew() {
+                            anew.insert(key);
+                        }
+                    }
+                }
+                Write::Redriven(row) => {
+                    let job = self.jobs.get_mut(&row.number).ok_or("no job is redriven")?;
+                    if job.row.finished_at != row.finished_at {
+                        return Err(format!("{:?} is opened, read as {row:?}", job.row));
+                    }
+                    job.row.finished_at = None;
+                }
                 Write::Node { record, .. } => {
                     self.nodes.insert(record.id, record.clone());
                 }
@@ -71,7 +96,7 @@ impl Store {
             self.write_attempt(row)?;
         }
         for row in tasks.values() {
-            self.write_task(row)?;
+            self.write_task(row, anew.contains(&row.key))?;
         }
         for key in tasks.keys().chain(attempts.keys().map(|attempt| &attempt.task)) {
             self.check_task(*key)?;
@@ -122,12 +147,13 @@ impl Store {
         Ok(())
     }
 
-    fn write_task(&mut self, row: &TaskRow) -> Result<(), String> {
+    fn write_task(&mut self, row: &TaskRow, anew: bool) -> Result<(), String> {
         if let Some(old) = self.tasks.insert(row.key, row.clone()) {
             if is_over(old.state) && old != *row {
                 return Err(format!("{} was over: {old:?} to {row:?}", row.key));
             }
-            if row.attempt < old.attempt || row.losses < old.losses || row.own_failures < old.own_failures {
+            let back = row.losses < old.losses || row.own_failures < old.own_failures;
+            if row.attempt < old.attempt || back && !anew {
                 return Err(format!("{} counts back: {old:?} to {row:?}", row.key));
             }
         }
@@ -197,6 +223,9 @@ impl Store {
             Say::Reply(_, Reply::Submitted { number, uuid, .. }) => {
                 self.jobs.get(number).is_some_and(|job| job.new.uuid == *uuid)
             }
+            Say::Reply(_, Reply::Redriven { number, redriven, .. }) => {
+                *redriven > 0 && self.jobs.contains_key(number)
+            }
             Say::Reply(_, Reply::Cancelled { number, state }) => self
                 .jobs
                 .get(number)
@@ -239,9 +268,13 @@ impl Store {
             for (task, counts) in job.definitions.iter().enumerate() {
                 sum.add(counts);
                 let of = |state| self.rows(*number, task as u32).filter(|row| row.state == state).count();
-                for state in
-                    [TaskState::Assigned, TaskState::Running, TaskState::Completed, TaskState::Failed]
-                {
+                for state in [
+                    TaskState::Assigned,
+                    TaskState::Running,
+                    TaskState::Retrying,
+                    TaskState::Completed,
+                    TaskState::Failed,
+                ] {
                     if counts[state] != of(state) as u64 {
                         return Err(format!("job {number} task {task}: {counts:?}, rows {state:?} differ"));
                     }
@@ -274,6 +307,11 @@ impl Store {
         }
     }
 
+    /// A job as the shell reads it.
+    pub fn read(&self, number: JobNumber) -> Option<StoredJob> {
+        self.jobs.get(&number).map(|job| self.stored_job(number, job))
+    }
+
     fn stored_job(&self, number: JobNumber, job: &JobRows) -> StoredJob {
         let tasks = job
             .new
@@ -288,14 +326,22 @@ impl Store {
                     }
                     elements
                 };
+                let mut past = Attempts::default();
+                for row in self.rows(number, task as u32) {
+                    let over = matches!(row.state, TaskState::Failed | TaskState::Cancelled);
+                    if over || waits_anew(row) {
+                        past.insert(row.key.index..row.key.index + 1, row.attempt);
+                    }
+                }
                 StoredDefinition {
                     definition: definition.clone(),
                     completed: all(TaskState::Completed),
                     failed: all(TaskState::Failed),
                     cancelled: all(TaskState::Cancelled),
+                    past,
                     live: self
                         .rows(number, task as u32)
-                        .filter(|row| !is_over(row.state))
+                        .filter(|row| !is_over(row.state) && !waits_anew(row))
                         .map(|row| (row.key.index, self.stored_task(row)))
                         .collect(),
                 }
@@ -313,6 +359,7 @@ impl Store {
             ending: job.row.ending,
             reason: job.row.reason.clone(),
             started_at: job.row.started_at,
+            finished_at: job.row.finished_at,
             tasks,
         }
     }
@@ -335,6 +382,29 @@ impl Store {
             }),
         }
     }
+}
+
+/// Whether a row is queued with neither a failure nor a loss: such rows are read as ranges.
+fn waits_anew(row: &TaskRow) -> bool {
+    row.state == TaskState::Queued && row.own_failures == 0 && row.losses == 0
+}
+
+/// What rows become that change their state together; the first that is not in the state that
+/// it leaves, in words.
+fn move_row(row: &mut TaskRow, moved: &Moved) -> Result<(), String> {
+    let (from, to) = moved.how.states();
+    if row.state != from {
+        return Err(format!("{row:?} is not {from:?}: {:?}", moved.how));
+    }
+    row.state = to;
+    row.finished_at = None;
+    if moved.how.is_anew() {
+        (row.own_failures, row.losses, row.started_at) = (0, 0, None);
+    }
+    if to == TaskState::Cancelled {
+        row.finished_at = Some(moved.at);
+    }
+    Ok(())
 }
 
 pub fn is_over(state: TaskState) -> bool {

@@ -3,6 +3,7 @@
 
 mod access;
 mod agent;
+mod dead;
 mod enrollment;
 mod follow;
 mod inputs;

@@ -5,6 +5,9 @@
 //! the fence; each must change exactly as many rows as it was given, for the guards in them
 //! (terminal states never change, attempts only grow) hold only if the engine's memory and the
 //! database agree. The statement fails otherwise, and nothing of it is written.
+//!
+//! Moves of many rows and jobs that are opened again (`redrive.rs`) come before it, in one
+//! transaction with it: they are rare, and what the statement writes rests on them.
 
 mod attempts;
 mod jobs;
@@ -16,7 +19,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use mesh_proto::ids::{AttemptKey, JobNumber, NodeId, TaskKey};
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use self::{
@@ -25,9 +28,9 @@ use self::{
     nodes::Nodes,
     tasks::Tasks,
 };
-use super::{StoreError, decisions, leader};
+use super::{StoreError, decisions, leader, redrive};
 use crate::engine::{
-    effect::{AttemptRow, JobRow, TaskRow, Write},
+    effect::{AttemptRow, JobRow, Moved, Redriven, TaskRow, Write},
     event::{NewJob, NodeRecord},
     placement::Decision,
     types::{Counts, Time},
@@ -44,6 +47,8 @@ pub struct Rows {
     attempts: BTreeMap<AttemptKey, AttemptRow>,
     nodes: BTreeMap<NodeId, (NodeRecord, Option<Bytes>)>,
     decisions: Vec<Arc<Decision>>,
+    moved: Vec<Moved>,
+    redriven: Vec<Redriven>,
 }
 
 impl Rows {
@@ -68,6 +73,8 @@ impl Rows {
                 Write::Attempt(row) => {
                     rows.attempts.insert(row.key, row);
                 }
+                Write::Moved(moved) => rows.moved.extend(redrive::fold(&mut rows.tasks, moved)),
+                Write::Redriven(row) => rows.redriven.push(row),
                 Write::Decision(decision) => rows.decisions.push(decision),
                 Write::Node { record, facts } => {
                     let facts = facts.or_else(|| rows.nodes.remove(&record.id).and_then(|(_, facts)| facts));
@@ -87,6 +94,8 @@ impl Rows {
             && self.attempts.is_empty()
             && self.nodes.is_empty()
             && self.decisions.is_empty()
+            && self.moved.is_empty()
+            && self.redriven.is_empty()
     }
 }
 
@@ -95,7 +104,41 @@ pub async fn commit(connection: &mut PgConnection, epoch: i64, rows: Rows) -> Re
     if rows.is_empty() {
         return leader::fence(connection, epoch).await;
     }
-    let Rows { new_jobs, mut jobs, mut definitions, tasks, attempts, nodes, decisions } = rows;
+    let seq = if rows.moved.is_empty() && rows.redriven.is_empty() {
+        write(connection, epoch, rows).await?
+    } else {
+        let mut transaction = connection.begin().await?;
+        match write_in_order(&mut transaction, epoch, rows).await {
+            Ok(seq) => {
+                transaction.commit().await?;
+                seq
+            }
+            Err(error) => {
+                // Left to itself the transaction would be rolled back with the connection's next
+                // use, and hold the leader's row until then.
+                let _ = transaction.rollback().await;
+                return Err(error);
+            }
+        }
+    };
+    reach(Point::AfterCommit);
+    Ok(seq)
+}
+
+/// What comes before the statement, and the statement.
+async fn write_in_order(
+    transaction: &mut PgConnection,
+    epoch: i64,
+    mut rows: Rows,
+) -> Result<i64, StoreError> {
+    leader::fence(transaction, epoch).await?;
+    redrive::open(transaction, &std::mem::take(&mut rows.redriven)).await?;
+    redrive::shift(transaction, &std::mem::take(&mut rows.moved)).await?;
+    write(transaction, epoch, rows).await
+}
+
+async fn write(connection: &mut PgConnection, epoch: i64, rows: Rows) -> Result<i64, StoreError> {
+    let Rows { new_jobs, mut jobs, mut definitions, tasks, attempts, nodes, decisions, .. } = rows;
     let new = NewJobs::of(&new_jobs, &mut jobs, &mut definitions);
     let j = Jobs::of(jobs);
     let d = Definitions::of(&definitions);
@@ -192,6 +235,5 @@ pub async fn commit(connection: &mut PgConnection, epoch: i64, rows: Rows) -> Re
     )
     .fetch_optional(connection)
     .await?;
-    reach(Point::AfterCommit);
     Ok(row.ok_or(StoreError::Fenced)?.seq)
 }
