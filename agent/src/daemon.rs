@@ -94,6 +94,7 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         connect_timeout: timings.connect_timeout,
         keepalive_interval: timings.keepalive_interval,
         keepalive_timeout: timings.keepalive_timeout,
+        user_agent: mesh_proto::version::user_agent(),
     };
     let route = Route::new(identity.node.endpoints.clone());
     let (control, last_error) = channel_on(&route, tls.clone(), options);

@@ -19,7 +19,7 @@ use mesh_certs::{LastError, Route};
 use mesh_proto::code::Code;
 use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1::{self, HeartbeatRequest, RegisterNodeRequest, RegisterNodeResponse};
-use mesh_proto::{PROTOCOL_VERSION, names};
+use mesh_proto::{names, version::Spoken};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -210,7 +210,8 @@ impl Session {
         }
         let taken_at_us = clock::boot().as_micros() as u64;
         let request = RegisterNodeRequest {
-            protocol: PROTOCOL_VERSION,
+            protocol: Spoken::OURS.newest,
+            oldest_protocol: Spoken::OURS.oldest,
             boot_id: self.machine.boot_id.clone(),
             facts: Some(facts),
             inventory: self.hub.inventory(),
@@ -223,6 +224,10 @@ impl Session {
             .await
             .map_err(|_| Code::Timeout.status("the coordinator does not answer"))??
             .into_inner();
+        let theirs = Spoken::new(answer.protocol, answer.oldest_protocol);
+        if let Some(refusal) = Spoken::OURS.refusal("this agent", "the coordinator", theirs) {
+            return Err(Code::Version.status(refusal).into());
+        }
         self.seen.observe(answer.leader.as_ref())?;
         self.learn(&answer.endpoints);
         for verdict in &answer.verdicts {

@@ -122,6 +122,8 @@ pub struct ChannelOptions {
     pub keepalive_interval: Duration,
     /// A ping unanswered for so long ends the connection.
     pub keepalive_timeout: Duration,
+    /// What the client says of itself with each call; empty: nothing of its own.
+    pub user_agent: &'static str,
 }
 
 impl Default for ChannelOptions {
@@ -130,6 +132,7 @@ impl Default for ChannelOptions {
             connect_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(10),
+            user_agent: "",
         }
     }
 }
@@ -152,7 +155,12 @@ pub fn channel_on(route: &Route, tls: ClientTls, options: ChannelOptions) -> (Ch
 }
 
 pub(crate) fn endpoint(options: ChannelOptions) -> Endpoint {
-    Endpoint::from_static("http://mesh")
+    let endpoint = Endpoint::from_static("http://mesh");
+    let endpoint = match options.user_agent {
+        "" => endpoint,
+        text => endpoint.user_agent(text).unwrap_or_else(|_| Endpoint::from_static("http://mesh")),
+    };
+    endpoint
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true)

@@ -114,3 +114,46 @@ fn stop_drains_and_stop_kill_ends_the_tasks() {
     mesh.meshctl(&["wait", &job.id()]).exits(1);
     assert_eq!(job.task("held")["exit_code"], 5);
 }
+
+/// A rolling upgrade as an operator does it: the node drains, both sides are replaced under the
+/// running tasks, in either order, and no task notices.
+#[test]
+fn a_draining_node_and_its_coordinator_are_replaced_under_running_tasks() {
+    for agent_first in [true, false] {
+        let mut mesh = Mesh::start();
+        let mut attic = mesh.agent("attic", AgentOptions::slots(1));
+        let witness = mesh.witness();
+        let number = held(&mesh, &witness, "upgrade").number;
+        runs(&witness, 1);
+        let behind = mesh.submit("{name: behind, command: ['true']}").number;
+        mesh.meshctl(&["drain", "attic"]).ok();
+        let replace_agent = |attic: &mut Agent| {
+            attic.signal(Signal::SIGTERM);
+            assert!(attic.exit().success());
+            attic.restart();
+        };
+        if agent_first {
+            replace_agent(&mut attic);
+        }
+        assert!(mesh.stop_coordinator().success());
+        mesh.start_coordinator();
+        if !agent_first {
+            replace_agent(&mut attic);
+        }
+        mesh.node_becomes("attic", "HEALTHY");
+        let node = mesh.node("attic").expect("it is listed");
+        assert_eq!((node["draining"].as_bool(), node["running"].as_u64()), (Some(true), Some(1)), "{node:#}");
+        assert_eq!(mesh.job(behind).state(), "QUEUED", "a draining node takes nothing");
+
+        let waiting = mesh.spawn(&["drain", "attic", "--wait"]);
+        mesh.gate("upgrade").open();
+        let outcome = waiting.outcome();
+        assert_eq!(outcome.code, 0, "{outcome}");
+        ended_once_with_its_true_status(&mesh, mesh.job(number), &witness);
+        assert_eq!(mesh.job(behind).state(), "QUEUED");
+        mesh.meshctl(&["uncordon", "attic"]).ok();
+        let behind = mesh.job(behind);
+        behind.completes();
+        assert_eq!(behind.task("behind")["attempt"], 1, "a drain is no failed attempt");
+    }
+}

@@ -311,7 +311,9 @@ fn a_cancel_that_races_the_end_leaves_one_terminal_state() {
     assert!(witness.count("end") >= completed, "completed, and never ran to its end");
     assert!(witness.count("start") <= jobs.len(), "something was started again");
     attic.settles();
+}
 
+#[test]
 fn dead_letters_survive_a_crash_of_the_coordinator_and_are_redriven() {
     let mut mesh = Mesh::start();
     let _agent = mesh.agent("attic", AgentOptions::default());

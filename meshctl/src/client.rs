@@ -86,8 +86,12 @@ impl Client {
         let tried = endpoints.join(", ");
         let route = Route::new(endpoints);
         // A frozen coordinator keeps its connections: somebody else may lead by now.
-        let options =
-            ChannelOptions { keepalive_interval: PING, keepalive_timeout: PING, ..ChannelOptions::default() };
+        let options = ChannelOptions {
+            keepalive_interval: PING,
+            keepalive_timeout: PING,
+            user_agent: mesh_proto::version::user_agent(),
+            ..ChannelOptions::default()
+        };
         let (channel, last) = mesh_certs::channel_on(&route, tls, options);
         Ok(Self { channel, route, last, tried, away: Arc::default() })
     }
@@ -127,6 +131,10 @@ impl Client {
 
     /// What a failed call means for the person.
     pub fn explain(&self, status: Status) -> CliError {
+        if status.code() == tonic::Code::Unimplemented && status.metadata().get(CODE_HEADER).is_none() {
+            let text = "the coordinator does not know this call: it is older than this meshctl, upgrade it";
+            return Code::Version.status(text).into();
+        }
         if !is_transport(&status) {
             return match Code::of(&status) {
                 Code::Unavailable | Code::Timeout => {

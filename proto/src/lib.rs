@@ -17,6 +17,7 @@ pub mod names;
 pub mod size;
 pub mod state;
 pub mod template;
+pub mod version;
 
 /// Generated from `proto/mesh/v1`.
 #[allow(clippy::all, clippy::pedantic, unused_qualifications)]
@@ -27,5 +28,4 @@ pub mod v1 {
 /// The encoded descriptor set of `mesh.v1`, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mesh.v1.bin"));
 
-/// Version of the agent–coordinator protocol. A coordinator serves this one and the one before.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub use version::PROTOCOL_VERSION;

@@ -297,7 +297,7 @@ impl World {
                 }
                 let node = self.machines[self.operations[index].node].id;
                 let change = self.operations[index].change.clone();
-                let event = Event::NodeChanged { reply: ReplyId(0), node, change };
+                let event = Event::NodeChanged { reply: ReplyId(0), node, change, record: None };
                 self.enqueue(event, Some(Asker::Operator { operation: index, call }));
             }
         }

@@ -55,6 +55,8 @@ pub struct State {
     /// What an acknowledged word of the node brings, in milliseconds.
     pub lease_ms: u32,
     pub window: u32,
+    /// The newest and the oldest version that it speaks.
+    pub protocol: (u32, u32),
     /// Output that came beyond the window.
     pub overrun: bool,
     /// Inputs that ListInputs answers with.
@@ -106,6 +108,7 @@ impl Fake {
             busy: false,
             lease_ms: 10_000,
             window: 1 << 20,
+            protocol: (1, 1),
             overrun: false,
             listed: vec![],
             cert_life: Duration::from_hours(24),
@@ -302,7 +305,8 @@ impl Node for Fake {
             }
             Ok(Response::new(v1::RegisterNodeResponse {
                 session_id: format!("s{}", state.registrations.len()),
-                protocol: 1,
+                protocol: state.protocol.0,
+                oldest_protocol: state.protocol.1,
                 heartbeat_interval_ms: 100,
                 offline_after_ms: 3000,
                 leader: Some(leader),

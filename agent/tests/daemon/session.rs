@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 
 use mesh_proto::code::Code;
+use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1::attempt_event::Event;
 use mesh_proto::v1::{self, Cause, InventoryState, Verdict};
 use nix::sys::signal::Signal;
@@ -140,6 +141,25 @@ async fn a_node_that_the_mesh_does_not_know_says_what_to_do() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
     assert!(text.contains("node is not known") && text.contains("agent run --join TOKEN"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_speaks_no_version_of_ours_is_not_obeyed_and_the_tasks_go_on() {
+    let fake = Fake::start();
+    let agent = Agent::join(&fake, &[]).await;
+    fake.registered(1).await;
+    fake.assign(script(0, "sleep 1000")).await;
+    fake.wait("the start", |state| {
+        let started = |(_, event): &(AttemptKey, Event)| matches!(event, Event::Started(_));
+        state.events.iter().any(started).then_some(())
+    })
+    .await;
+    fake.state().protocol = (9, 8);
+    fake.hang_up();
+    let text = "the coordinator speaks protocol 8 to 9, this agent 1: upgrade this agent";
+    until("it is told", || agent.log_text().contains(text)).await;
+    let ended = |(_, event): &(AttemptKey, Event)| matches!(event, Event::Ended(_));
+    assert!(!fake.state().events.iter().any(ended));
 }
 
 #[tokio::test(flavor = "multi_thread")]

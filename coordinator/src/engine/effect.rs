@@ -284,6 +284,7 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobView {
     pub row: JobRow,
+    pub created_at: Time,
     pub definitions: Vec<Counts>,
 }
 

@@ -73,6 +73,8 @@ pub enum Event {
         reply: ReplyId,
         node: NodeId,
         change: NodeChange,
+        /// Its row, for a node that joined since memory was read and never registered.
+        record: Option<Box<NodeRecord>>,
     },
     TaskAsked {
         reply: ReplyId,

@@ -28,6 +28,7 @@ pub struct Job {
     /// Failed or cancelled, decided, but processes still have to go.
     pub ending: Option<JobState>,
     pub reason: String,
+    pub created_at: Time,
     pub started_at: Option<Time>,
     pub tasks: Vec<Definition>,
 }

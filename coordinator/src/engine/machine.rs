@@ -11,6 +11,7 @@ use super::{
     effect::{Effects, JobRow, JobView, Refusal, Reply, Say, Write},
     event::{Event, ReplyId},
     job::{Definition, Job},
+    node::Node,
     placement::{ClassId, Classes, Index, Nodes, QueueKey},
     task::Task,
     types::{Counts, JobState, NodeState, Settings, TaskState, Time},
@@ -149,7 +150,18 @@ impl Engine {
             Event::AttemptEnded { node, attempt, end } => self.attempt_ended(now, *node, *attempt, end, fx),
             Event::AttemptWithdrawn { node, attempt } => self.attempt_withdrawn(now, *node, *attempt, fx),
             Event::CoefficientsChanged { coefficients } => self.change_coefficients(now, *coefficients),
-            Event::NodeChanged { reply, node, change } => self.change_node(now, *reply, *node, change, fx),
+            Event::NodeChanged { reply, node, change, record } => {
+                if let Some(record) = record {
+                    // Nobody speaks for it yet.
+                    let absent = || {
+                        let mut node = Node::new((**record).clone(), now);
+                        node.state = NodeState::Offline;
+                        node
+                    };
+                    self.nodes.entry(*node).or_insert_with(absent);
+                }
+                self.change_node(now, *reply, *node, change, fx);
+            }
             Event::TaskAsked { reply, key, what_if } => {
                 self.explain(now, *reply, *key, what_if.as_ref(), fx);
             }
@@ -280,8 +292,9 @@ impl Engine {
                 finished_at: over.then_some(now),
             };
             let definitions = job.tasks.iter().map(|definition| definition.counts).collect();
+            let created_at = job.created_at;
             fx.writes.push(Write::Job(row.clone()));
-            fx.says.push(Say::JobChanged(Arc::new(JobView { row, definitions })));
+            fx.says.push(Say::JobChanged(Arc::new(JobView { row, created_at, definitions })));
             if over {
                 if let Some(last) = self.reopened.get_mut(&number) {
                     *last = now;

@@ -56,6 +56,7 @@ impl Engine {
                 state: JobState::Queued,
                 ending: None,
                 reason: String::new(),
+                created_at: now,
                 started_at: None,
                 tasks,
             },

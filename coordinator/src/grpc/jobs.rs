@@ -304,6 +304,7 @@ impl JobsService {
                         Code::Invalid.status(format!("task {:?}: array: {error}", task.name))
                     })?;
                 spec::check_items(&task.name, &items).map_err(invalid)?;
+                spec::check_size(task, &job.params, Some(&items), &self.limits).map_err(invalid)?;
             }
         }
         let tasks = spec::definitions(&job.tasks).map_err(invalid)?;

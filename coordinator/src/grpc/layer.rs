@@ -16,7 +16,7 @@ use chrono::Utc;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use mesh_certs::PeerInfo;
-use mesh_proto::code::Code;
+use mesh_proto::{code::Code, version::Spoken};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -148,6 +148,11 @@ impl Edge {
         if rpc.port == Port::Join {
             return Ok((rpc, hold(None, self.gate.admit(rpc)?)));
         }
+        if let Some(theirs) = spoken(request.headers())
+            && let Some(refusal) = Spoken::OURS.refusal("this coordinator", "the caller", theirs)
+        {
+            return Err(Code::Version.status(refusal));
+        }
         let (Some(info), Some(peer)) = (info, peer) else {
             return Err(Code::Unauthenticated.status("no certificate of this mesh"));
         };
@@ -197,6 +202,11 @@ impl Hold {
             () = self.reign.cancelled() => self.gate.ended(self.port),
         }
     }
+}
+
+/// The versions that a caller says it speaks; those who do not say are taken at their calls.
+fn spoken(headers: &HeaderMap) -> Option<Spoken> {
+    headers.get(http::header::USER_AGENT)?.to_str().ok().and_then(Spoken::of_user_agent)
 }
 
 /// Counts one RPC, once, whatever becomes of it.

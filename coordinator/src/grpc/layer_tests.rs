@@ -184,3 +184,24 @@ async fn a_call_that_hangs_is_answered_at_the_deadline() {
     let streaming = health.watch(HealthCheckRequest::default()).await.unwrap_err();
     assert_eq!((Code::of(&unary), Code::of(&streaming)), (Code::Timeout, Code::Timeout));
 }
+
+#[tokio::test]
+async fn a_caller_of_another_version_is_told_both_versions() {
+    let rig = Rig::new(standard_routes(), Port::Mesh, Some(user())).await;
+    let ask = async |agent: &'static str| {
+        let mut client = tonic::client::Grpc::new(rig.channel.clone());
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<GetJobRequest, GetJobRequest>::default();
+        let path = http::uri::PathAndQuery::from_static("/mesh.v1.Jobs/GetJob");
+        let mut request = tonic::Request::new(GetJobRequest::default());
+        request.metadata_mut().insert("user-agent", agent.parse().unwrap());
+        client.unary(request, path, codec).await.unwrap_err()
+    };
+    for fine in ["mesh-protocol/1-1", "mesh-protocol/2-1 tonic/9", "grpcurl/1"] {
+        let status = ask(fine).await;
+        assert!(passed(&status), "{fine}: {status}");
+    }
+    let status = ask("mesh-protocol/9-8").await;
+    let text = "the caller speaks protocol 8 to 9, this coordinator 1: upgrade this coordinator";
+    assert_eq!((Code::of(&status), status.message()), (Code::Version, text));
+}

@@ -9,7 +9,6 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use mesh_proto::{
-    PROTOCOL_VERSION,
     code::Code,
     ids::{AttemptKey, SessionId},
     v1::{
@@ -18,6 +17,7 @@ use mesh_proto::{
         RenewCertificateResponse, TaskOutputRequest, TaskOutputResponse, TaskResultRequest,
         TaskResultResponse, node_server::Node,
     },
+    version::Spoken,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -70,11 +70,9 @@ impl Node for NodeService {
     ) -> Result<Response<RegisterNodeResponse>, Status> {
         let node = Caller::of(&request)?.node()?;
         let request = request.into_inner();
-        if request.protocol == 0 || request.protocol > PROTOCOL_VERSION {
-            return Err(Code::Version.status(format!(
-                "the agent speaks protocol {}, this coordinator {PROTOCOL_VERSION} and the one before",
-                request.protocol
-            )));
+        let theirs = Spoken::new(request.protocol, request.oldest_protocol);
+        if let Some(refusal) = Spoken::OURS.refusal("this coordinator", "the agent", theirs) {
+            return Err(Code::Version.status(refusal));
         }
         self.core.ready()?;
         let stored = self.store.node(node).await?;
@@ -94,7 +92,8 @@ impl Node for NodeService {
         info!(node = %name, %session, held = answers.len(), "registered");
         Ok(Response::new(RegisterNodeResponse {
             session_id: session.to_string(),
-            protocol: PROTOCOL_VERSION,
+            protocol: Spoken::OURS.newest,
+            oldest_protocol: Spoken::OURS.oldest,
             heartbeat_interval_ms: self.timings.heartbeat.as_millis() as u32,
             offline_after_ms: self.timings.offline_after.as_millis() as u32,
             leader: Some(self.core.standing().point()),

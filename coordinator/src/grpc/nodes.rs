@@ -154,8 +154,9 @@ impl NodesService {
         action: &str,
     ) -> Result<Response<NodeInfo>, Status> {
         let node = self.node(name).await?;
+        let record = self.store.node(node).await?.map(|stored| Box::new(stored.record));
         self.store.note(caller, action, &node.to_string(), "").await?;
-        match self.core.ask(|reply| Event::NodeChanged { reply, node, change }).await? {
+        match self.core.ask(|reply| Event::NodeChanged { reply, node, change, record }).await? {
             Reply::Node(_) => self.info(node).await,
             _ => Err(CoreError::Mismatch.into()),
         }

@@ -27,6 +27,8 @@ pub struct Piece {
     pub data: Bytes,
     /// Output from here on is not here: cut by its limit, or unreadable.
     pub missing: bool,
+    /// It was cut by its limit.
+    pub cut: bool,
 }
 
 impl Piece {
@@ -42,6 +44,7 @@ impl Piece {
             time_ms: self.time_ms as i64,
             data: self.data,
             missing: self.missing,
+            cut: self.cut,
         }
     }
 }
@@ -83,7 +86,7 @@ impl LogDecoder {
                     tracing::warn!(%error, position = self.boundary(), "output cannot be read further");
                     self.broken = true;
                     self.decoder = Decoder::default();
-                    pieces.push(missing(0, 0));
+                    pieces.push(missing(0, 0, false));
                     return pieces;
                 }
             }
@@ -108,14 +111,14 @@ fn piece(frame: Frame, streams: Streams) -> Option<Piece> {
         (Kind::Stderr, Streams::Both | Streams::Stderr) => OutputStream::Stderr,
         (Kind::Stdout, Streams::Stderr) | (Kind::Stderr, Streams::Stdout) => return None,
         (Kind::Cut, Streams::Both | Streams::Stdout | Streams::Stderr) => {
-            return Some(missing(offset, time_ms));
+            return Some(missing(offset, time_ms, true));
         }
     };
-    Some(Piece { stream, offset, time_ms, data, missing: false })
+    Some(Piece { stream, offset, time_ms, data, missing: false, cut: false })
 }
 
-fn missing(offset: u64, time_ms: u64) -> Piece {
-    Piece { stream: OutputStream::Unspecified, offset, time_ms, data: Bytes::new(), missing: true }
+fn missing(offset: u64, time_ms: u64, cut: bool) -> Piece {
+    Piece { stream: OutputStream::Unspecified, offset, time_ms, data: Bytes::new(), missing: true, cut }
 }
 
 #[cfg(test)]

@@ -128,6 +128,14 @@ impl OutputStore {
         Ok(async move { answer.await.unwrap_or(Err(OutputError::Closed)) })
     }
 
+    /// Whether output of which `kept` bytes are here, of `length` that were written, was cut: pieces
+    /// that pass the limit are not taken, and none after them.
+    #[must_use]
+    pub fn cuts(&self, kept: u64, length: u64) -> bool {
+        let max = self.inner.options.max_output;
+        length > max && kept.saturating_add(MAX_CHUNK as u64) > max
+    }
+
     /// A reader of an attempt's output, also of one that has none yet.
     pub async fn reader(&self, attempt: AttemptKey) -> Result<Reader, OutputError> {
         let share = self.share(attempt);

@@ -77,8 +77,8 @@ impl Outside for Voice {
                 self.sessions.ack(node, Acked { attempt, ack, ended });
             }
             Say::JobChanged(view) => {
-                if let (Some(finished), Some(created)) = (view.row.finished_at, view.row.started_at) {
-                    self.metrics.job_finished(Duration::from_millis(finished.since(created)));
+                if let Some(finished) = view.row.finished_at {
+                    self.metrics.job_finished(Duration::from_millis(finished.since(view.created_at)));
                 }
                 self.hub.changed(&view);
             }

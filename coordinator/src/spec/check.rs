@@ -11,7 +11,7 @@ use mesh_proto::{
     v1::{FileEntry, Item, JobSpec, SandboxLevel, TaskSpec, array_spec},
 };
 
-use super::{definition::count, needs::check_needs};
+use super::{definition::count, needs::check_needs, size::check_size};
 
 /// Longest W3C `traceparent` that is passed on, in bytes.
 const MAX_TRACEPARENT: usize = 128;
@@ -151,6 +151,13 @@ fn check_task(job: &JobSpec, task: &TaskSpec, limits: &Limits) -> Result<(), Spe
         check_items(&task.name, &list.items)?;
     }
     check_templates(job, task)?;
+    match task.array.as_ref().and_then(|array| array.kind.as_ref()) {
+        Some(array_spec::Kind::Items(list)) => check_size(task, &job.params, Some(&list.items), limits)?,
+        // A list that is a blob is checked when it was read.
+        Some(array_spec::Kind::Range(_) | array_spec::Kind::ItemsBlob(_)) | None => {
+            check_size(task, &job.params, None, limits)?;
+        }
+    }
     check_files(task, limits)?;
     check_outputs(task, limits)?;
     check_where(task)?;

@@ -6,6 +6,7 @@ mod check;
 mod complete;
 mod definition;
 mod needs;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -13,3 +14,4 @@ pub use assignment::{Plan, PlannedTask, assignment, input_path};
 pub use check::{Limits, SpecError, check, check_items};
 pub use complete::complete;
 pub use definition::{count, definitions};
+pub use size::check_size;

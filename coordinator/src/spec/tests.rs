@@ -414,3 +414,38 @@ fn outputs_of_needed_tasks_have_their_places() {
     assert_eq!(input_path("resize", Some(7), "out/a.png"), "inputs/resize/7/out/a.png");
     assert_eq!(input_path("sheet", None, "sheet.png"), "inputs/sheet/sheet.png");
 }
+
+#[test]
+fn argv_and_environment_are_measured_with_their_templates_replaced() {
+    let limits = Limits { max_argv_env: 100, ..Limits::default() };
+    let twice = |item: &str| {
+        let list = ItemList {
+            items: vec![
+                Item { value: "short".to_owned(), file: None },
+                Item { value: item.to_owned(), file: None },
+            ],
+        };
+        let mut task = array("a", 2);
+        task.array = Some(ArraySpec { kind: Some(array_spec::Kind::Items(list)) });
+        task.command = vec!["cat".to_owned(), "{item}{item}".to_owned()];
+        task
+    };
+    // `cat`, its end, and the item twice with its own.
+    assert_eq!(check(&job(vec![twice(&"x".repeat(47))]), &limits), Ok(()));
+    let error = check(&job(vec![twice(&"x".repeat(48))]), &limits).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "task \"a\": command and env of element 1 are 101 bytes with their templates replaced, at most 100 are allowed"
+    );
+    let mut spec = job(vec![task("one")]);
+    spec.tasks[0].env.insert("K".to_owned(), "{params.p}".repeat(2));
+    spec.params.insert("p".to_owned(), "y".repeat(60));
+    let error = check(&spec, &limits).unwrap_err().to_string();
+    assert!(error.contains("command and env are 128 bytes with their templates replaced"), "{error}");
+    let mut range = array("r", 10);
+    let numbers = v1::Range { first: 1_000_000_000, last: 1_000_000_009, step: 1 };
+    range.array = Some(ArraySpec { kind: Some(array_spec::Kind::Range(numbers)) });
+    range.command = vec!["{item}".repeat(10)];
+    let error = check(&job(vec![range]), &limits).unwrap_err().to_string();
+    assert!(error.contains("of element 9 are 101 bytes"), "{error}");
+}

@@ -92,6 +92,7 @@ macro_rules! stored_job {
             state: value(&$row.state, "job state")?,
             ending: optional($row.ending.as_deref(), "job state")?,
             reason: $row.reason,
+            created_at: unstamp($row.created_at),
             started_at: $row.started_at.map(unstamp),
             finished_at: $row.finished_at.map(unstamp),
             tasks: Vec::new(),
@@ -102,7 +103,7 @@ macro_rules! stored_job {
 async fn load_jobs(connection: &mut PgConnection) -> Result<Jobs, StoreError> {
     sqlx::query!(
         r#"SELECT number, uuid, owner, state::text AS "state!", ending::text AS ending, priority, keep_going,
-            idempotency_key, payload_digest, reason, started_at, finished_at
+            idempotency_key, payload_digest, reason, created_at, started_at, finished_at
            FROM jobs WHERE finished_at IS NULL ORDER BY number"#
     )
     .fetch_all(connection)
@@ -122,7 +123,7 @@ pub async fn load_job(
     let mut reading = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let row = sqlx::query!(
         r#"SELECT number, uuid, owner, state::text AS "state!", ending::text AS ending, priority, keep_going,
-            idempotency_key, payload_digest, reason, started_at, finished_at
+            idempotency_key, payload_digest, reason, created_at, started_at, finished_at
            FROM jobs WHERE number = $1"#,
         wanted,
     )

@@ -1,16 +1,22 @@
 //! `nodes`, `node`, `cordon`, `uncordon`, `drain`, `tag`.
 
-use std::{collections::HashMap, future::Future};
+use std::{collections::HashMap, future::Future, time::Duration};
 
-use mesh_proto::{limits, v1};
+use mesh_proto::{code::Code, limits, names::escape, v1};
+use tokio::time::sleep;
 use tonic::{Response, Status, transport::Channel};
 
 use super::Context;
 use crate::{
     cli::key_value,
+    client::Patience,
     error::CliError,
-    output::{json, table},
+    output::{self, json, table},
+    signals::Interrupts,
 };
+
+/// Between two looks at a node that drains.
+const LOOK: Duration = Duration::from_millis(300);
 
 type Nodes = v1::nodes_client::NodesClient<Channel>;
 
@@ -93,11 +99,14 @@ pub async fn uncordon(context: &Context, args: &UncordonArgs) -> Result<u8, CliE
     show(context, &changed)
 }
 
-/// Place nothing new on a node and take back what waits there
+/// Place nothing new on a node and take back what waits there; what runs there ends by itself
 #[derive(Debug, clap::Args)]
 pub struct DrainArgs {
     /// Name or id
     node: String,
+    /// Wait until nothing is left there
+    #[arg(long)]
+    wait: bool,
 }
 
 pub async fn drain(context: &Context, args: &DrainArgs) -> Result<u8, CliError> {
@@ -107,7 +116,47 @@ pub async fn drain(context: &Context, args: &DrainArgs) -> Result<u8, CliError> 
         async move { nodes.drain(request).await }
     })
     .await?;
-    show(context, &changed)
+    let drained = if args.wait { empty(context, changed).await? } else { changed };
+    show(context, &drained)
+}
+
+/// Waits until nothing of the mesh is left on a node, with a word for each change.
+async fn empty(context: &Context, mut node: v1::NodeInfo) -> Result<v1::NodeInfo, CliError> {
+    let client = context.client()?;
+    let mut interrupts = Interrupts::new().map_err(|error| CliError::io("signals", error))?;
+    let mut patience = Patience::endless(&client);
+    let mut told = None;
+    while node.running + node.queued > 0 {
+        if !node.draining {
+            let name = escape(&node.name);
+            return Err(Code::Conflict.status(format!("{name} is not draining any more")).into());
+        }
+        let left = (node.running, node.queued);
+        if told != Some(left) {
+            output::note(&format!(
+                "{}: {} running, {} waiting to be taken back",
+                escape(&node.name),
+                left.0,
+                left.1
+            ));
+            told = Some(left);
+        }
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            () = interrupts.next() => {
+                return Err(CliError::Interrupted("; the node goes on draining".to_owned()));
+            }
+        }
+        let request = v1::GetNodeRequest { node: node.id.clone() };
+        match client.nodes().get_node(request).await {
+            Ok(answer) => {
+                patience.succeeded();
+                node = answer.into_inner();
+            }
+            Err(status) => patience.failed(status).await?,
+        }
+    }
+    Ok(node)
 }
 
 /// Set or remove tags of a node

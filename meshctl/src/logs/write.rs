@@ -108,6 +108,10 @@ impl Writer {
     }
 
     fn missing(&mut self, chunk: &LogChunk) -> Result<(), CliError> {
+        if chunk.cut {
+            let text = format!("meshctl: the output of {} was cut here: it passed its limit\n", name(chunk));
+            return self.put(true, text.as_bytes());
+        }
         let text = format!(
             "meshctl: the {} of {} from byte {} on did not reach the coordinator\n",
             if chunk.stream() == OutputStream::Stderr { "standard error" } else { "standard output" },
@@ -134,6 +138,7 @@ impl Writer {
         });
         if chunk.missing {
             object["missing"] = true.into();
+            object["cut"] = chunk.cut.into();
         }
         // A result of its own: JSON goes to standard output whatever stream it tells of.
         self.put(false, format!("{object}\n").as_bytes())

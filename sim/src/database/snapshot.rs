@@ -2,7 +2,8 @@
 
 use coordinator::engine::{
     Attempts, Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
-    effect::TaskRow, types::TaskState,
+    effect::TaskRow,
+    types::{TaskState, Time},
 };
 use mesh_proto::ids::{AttemptKey, JobNumber};
 
@@ -70,6 +71,7 @@ impl Database {
             state: job.row.state,
             ending: job.row.ending,
             reason: job.row.reason.clone(),
+            created_at: Time::default(),
             started_at: job.row.started_at,
             finished_at: job.row.finished_at,
             tasks: tasks.collect(),

@@ -25,7 +25,11 @@ fn row(state: JobState, finished_at: Option<Time>) -> JobRow {
 }
 
 fn changed(state: JobState, finished_at: Option<Time>) -> Say {
-    Say::JobChanged(std::sync::Arc::new(JobView { row: row(state, finished_at), definitions: Vec::new() }))
+    Say::JobChanged(std::sync::Arc::new(JobView {
+        row: row(state, finished_at),
+        created_at: Time(1),
+        definitions: Vec::new(),
+    }))
 }
 
 /// A batch with a row and these words, one after the other.

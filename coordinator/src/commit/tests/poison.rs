@@ -68,6 +68,7 @@ async fn when_memory_and_database_disagree_the_caller_may_try_again() {
         reply,
         node: node.id,
         change: crate::engine::event::NodeChange::Cordon,
+        record: None,
     }))
     .await;
     // On memory that was read anew there is no such node.

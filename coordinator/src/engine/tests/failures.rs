@@ -31,7 +31,7 @@ fn each(cell: &str) -> Vec<&str> {
 }
 
 /// One row of the first table, for one of its ends.
-struct End {
+struct Row {
     end: AttemptEnd,
     cancelled: bool,
     retry: Retry,
@@ -40,7 +40,7 @@ struct End {
     then: TaskState,
 }
 
-fn ends() -> Vec<End> {
+fn ends() -> Vec<Row> {
     let mut ends = Vec::new();
     for row in table("| the attempt ends with |") {
         let [how, and, counts, then] = &row[..] else { panic!("{row:?}") };
@@ -62,7 +62,7 @@ fn ends() -> Vec<End> {
                 "more than max_lost losses" => (5, all(), 0),
                 other => panic!("what is {other:?}?"),
             };
-            ends.push(End {
+            ends.push(Row {
                 end,
                 cancelled: and == "the job was cancelled",
                 retry: Retry { attempts, on, max_lost, ..task("").retry },
@@ -80,7 +80,7 @@ fn ends() -> Vec<End> {
 }
 
 /// Plays one end in one job, and says what became of a.1, b.0, b.1, c and the job.
-fn play(end: &End, keep_going: bool, needs: Vec<Need>) -> (Vec<TaskState>, JobState) {
+fn play(end: &Row, keep_going: bool, needs: Vec<Need>) -> (Vec<TaskState>, JobState) {
     let mut mesh = Mesh::new().without_queues();
     mesh.join(0, facts(2));
     let a = NewDefinition { retry: end.retry.clone(), ..array("a", 2) };

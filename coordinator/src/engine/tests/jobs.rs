@@ -204,3 +204,22 @@ fn what_is_over_stays_counted() {
     assert_eq!(totals.jobs, [1, 0, 1, 0, 0, 0]);
     assert_eq!((totals.tasks[TaskState::Completed], totals.tasks[TaskState::Assigned]), (2, 1));
 }
+
+/// People wait from the submit on, whatever happens until the first process starts.
+#[test]
+fn a_job_tells_when_it_was_submitted() {
+    let mut mesh = Mesh::new();
+    let submitted = mesh.now;
+    let number = mesh.submit(job(vec![task("a")]));
+    mesh.pass(5_000, &[]);
+    mesh.join(0, facts(1));
+    mesh.start_task(key(number, 0, 0));
+    mesh.end_task(key(number, 0, 0), ok());
+    let view = mesh.says.iter().find_map(|say| match say {
+        Say::JobChanged(view) => Some(view.clone()),
+        _ => None,
+    });
+    let view = view.expect("it is over");
+    assert_eq!(view.created_at, submitted);
+    assert!(view.row.started_at.is_some_and(|started| started > submitted));
+}

@@ -177,7 +177,7 @@ impl Mesh {
 
     pub fn change(&mut self, node: u32, change: NodeChange) {
         let reply = self.reply();
-        self.step(Event::NodeChanged { reply, node: node_id(node), change });
+        self.step(Event::NodeChanged { reply, node: node_id(node), change, record: None });
     }
 
     pub fn node_state(&self, node: u32) -> NodeState {

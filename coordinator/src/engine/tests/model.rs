@@ -504,7 +504,7 @@ impl World {
                     _ => NodeChange::Uncordon,
                 };
                 let reply = ReplyId(self.next());
-                self.handle(&Event::NodeChanged { reply, node: node_id(node), change })
+                self.handle(&Event::NodeChanged { reply, node: node_id(node), change, record: None })
             }
             Op::Pass(ms) => self.pass(u64::from(ms)),
             Op::Stall(ms) => {

@@ -344,8 +344,12 @@ fn tags_are_set_and_removed() {
 #[test]
 fn a_node_that_nobody_knows_cannot_be_changed() {
     let mut mesh = Mesh::new();
-    let said =
-        mesh.step(Event::NodeChanged { reply: ReplyId(1), node: node_id(9), change: NodeChange::Cordon });
+    let said = mesh.step(Event::NodeChanged {
+        reply: ReplyId(1),
+        node: node_id(9),
+        change: NodeChange::Cordon,
+        record: None,
+    });
     assert!(matches!(said, [Say::Reply(ReplyId(1), Reply::Refused(Refusal::NoSuchNode))]));
 }
 

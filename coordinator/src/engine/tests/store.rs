@@ -12,7 +12,7 @@ use crate::engine::{
     Attempts, Elements, Finished, Snapshot, StoredDefinition, StoredJob, StoredPlace, StoredTask,
     effect::{Ack, AttemptRow, Effects, JobRow, Moved, Reply, Say, TaskRow, Write},
     event::{NewDefinition, NewJob, NodeRecord},
-    types::{Counts, JobState, TaskState},
+    types::{Counts, JobState, TaskState, Time},
 };
 
 /// A job's rows.
@@ -358,6 +358,7 @@ impl Store {
             state: job.row.state,
             ending: job.row.ending,
             reason: job.row.reason.clone(),
+            created_at: Time::default(),
             started_at: job.row.started_at,
             finished_at: job.row.finished_at,
             tasks,

@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// may still be on its way; a node that goes away takes it along.
 const LATE: Duration = Duration::from_secs(30);
 
+/// Output that passed its limit is told to be cut when so long nothing more came of it.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// Sends the output of attempts to one reader.
 pub(super) struct Tail {
     logs: Logs,
@@ -74,13 +77,15 @@ impl Tail {
             match &mut end {
                 Some(end) if position >= end.length => return Ok(()),
                 Some(end) => {
-                    // The result came, and its output is still on its way.
+                    // The result came, and its output is still on its way, unless it is too long.
+                    let cut = self.logs.output.cuts(position, end.length);
+                    let until = if cut { end.until.min(Instant::now() + SETTLED) } else { end.until };
                     tokio::select! {
                         grown = reader.grown(position) => match grown {
                             Ok(_) => end.until = end.until.max(Instant::now() + LATE),
                             Err(error) => return self.unreadable(attempt, &error).await,
                         },
-                        () = sleep_until(end.until) => return self.missing(attempt).await,
+                        () = sleep_until(until) => return self.missing(attempt, cut).await,
                         () = self.out.closed() => return Err(Over::Unread),
                     }
                 }
@@ -137,11 +142,11 @@ impl Tail {
 
     async fn unreadable(&self, attempt: AttemptKey, error: &OutputError) -> Result<(), Over> {
         tracing::warn!(%attempt, error = error as &dyn std::error::Error, "output cannot be read");
-        self.missing(attempt).await
+        self.missing(attempt, false).await
     }
 
     /// Says that more was written than is here.
-    async fn missing(&self, attempt: AttemptKey) -> Result<(), Over> {
+    async fn missing(&self, attempt: AttemptKey, cut: bool) -> Result<(), Over> {
         let Some((name, array)) = self.selection.name(attempt.task.task) else { return Ok(()) };
         let chunk = LogChunk {
             task: name.to_owned(),
@@ -149,6 +154,7 @@ impl Tail {
             array,
             attempt: attempt.number,
             missing: true,
+            cut,
             ..LogChunk::default()
         };
         let message = StreamLogsResponse { chunks: vec![chunk] };

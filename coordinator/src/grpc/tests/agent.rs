@@ -61,6 +61,7 @@ impl Agent {
     pub fn registration(&self, cores: u32, inventory: Vec<InventoryItem>) -> RegisterNodeRequest {
         RegisterNodeRequest {
             protocol: PROTOCOL_VERSION,
+            oldest_protocol: 0,
             boot_id: self.boot.to_string(),
             facts: Some(node_facts(cores)),
             inventory,

@@ -37,7 +37,13 @@ pub fn text(chunks: &[LogChunk]) -> String {
             OutputStream::Stderr => "err",
             OutputStream::Unspecified => "",
         };
-        let data = if chunk.missing { "<missing>\n".into() } else { String::from_utf8_lossy(&chunk.data) };
+        let data = if chunk.cut {
+            "<cut>\n".into()
+        } else if chunk.missing {
+            "<missing>\n".into()
+        } else {
+            String::from_utf8_lossy(&chunk.data)
+        };
         format!("{}.{}#{} {stream}| {data}", chunk.task, chunk.index, chunk.attempt)
     };
     chunks.iter().map(line).collect()
@@ -185,4 +191,19 @@ async fn a_task_or_an_element_is_read_alone() {
     }
     let status = mesh.logs(of(JobNumber(9))).await.unwrap_err();
     assert_eq!(Code::of(&status), Code::NotFound);
+}
+
+#[tokio::test]
+async fn output_over_the_limit_of_the_coordinator_is_said_to_be_cut() {
+    let mesh = Mesh::new().await;
+    let (number, open) = one(&mesh).await;
+    let first = spool("hello");
+    mesh.stream_output(open.1, 0, first.clone()).await;
+    // The node kept more than the 64 MiB that are taken here; what is too long is turned away.
+    let length = (64 << 20) + 1;
+    let kept = u64::MAX - first.len() as u64;
+    assert!(mesh.output.cuts(kept.min(64 << 20), length) && !mesh.output.cuts(0, length));
+    assert!(!mesh.output.cuts(64 << 20, 64 << 20), "all of it is here");
+    mesh.end(open, streamed(0, first.len())).await;
+    assert!(!mesh.read(of(number)).await.contains("<cut>"));
 }

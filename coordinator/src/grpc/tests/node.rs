@@ -130,6 +130,27 @@ async fn a_registration_that_cannot_be_is_refused_and_leaves_the_session_as_it_i
     assert_eq!(Code::of(&status), Code::Unauthenticated, "{status}");
 }
 
+/// Each version that this one understands, as its agents said it.
+#[tokio::test]
+async fn agents_of_every_known_version_are_answered() {
+    for recorded in [&include_bytes!("../../../../proto/tests/golden/v1/RegisterNodeRequest.bin")[..]] {
+        let mesh = Mesh::new().await;
+        let (mut agent, _assignments) = mesh.working_agent("amber", 1).await;
+        let request = <RegisterNodeRequest as prost::Message>::decode(recorded).unwrap();
+        let answer = agent.client.register_node(request.clone()).await.unwrap().into_inner();
+        assert!(answer.oldest_protocol <= request.protocol && request.protocol <= answer.protocol);
+        assert_eq!(answer.verdicts.len(), request.inventory.len());
+    }
+    let mesh = Mesh::new().await;
+    let (mut agent, _assignments) = mesh.working_agent("amber", 1).await;
+    let newer = RegisterNodeRequest { protocol: 2, oldest_protocol: 1, ..agent.registration(1, Vec::new()) };
+    agent.client.register_node(newer).await.expect("it speaks the version before as well");
+    let ahead = RegisterNodeRequest { protocol: 3, oldest_protocol: 2, ..agent.registration(1, Vec::new()) };
+    let status = agent.client.register_node(ahead).await.unwrap_err();
+    let text = "the agent speaks protocol 2 to 3, this coordinator 1: upgrade this coordinator";
+    assert_eq!((Code::of(&status), status.message()), (Code::Version, text));
+}
+
 #[tokio::test]
 async fn an_agent_that_has_seen_more_than_the_database_holds_is_refused() {
     let mesh = Mesh::new().await;

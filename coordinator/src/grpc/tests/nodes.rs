@@ -85,3 +85,17 @@ async fn the_status_counts_what_there_is() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_node_that_joined_and_never_came_is_changed_all_the_same() {
+    let mesh = Mesh::new().await;
+    mesh.joined_agent("dogwood").await;
+    let node = || "dogwood".to_owned();
+    let cordoned = mesh.nodes().cordon(CordonRequest { node: node() }).await.unwrap().into_inner();
+    assert_eq!((cordoned.cordoned, cordoned.state()), (true, NodeState::Offline));
+    mesh.nodes().drain(DrainRequest { node: node() }).await.unwrap();
+    let set = HashMap::from([("rack".to_owned(), "b2".to_owned())]);
+    mesh.nodes().tag(TagRequest { node: node(), set, remove: Vec::new() }).await.unwrap();
+    let known = mesh.nodes().get_node(GetNodeRequest { node: node() }).await.unwrap().into_inner();
+    assert!(known.cordoned && known.draining && known.facts.unwrap().tags["rack"] == "b2");
+}

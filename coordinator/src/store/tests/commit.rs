@@ -259,8 +259,14 @@ async fn what_an_operator_says_of_a_node_and_what_it_says_itself_are_kept_apart(
         set: [("rack".to_owned(), "b2".to_owned())].into(),
         remove: vec!["none".to_owned()],
     };
-    kit.step(Event::NodeChanged { reply: ReplyId(1), node: node.id, change }).await;
-    kit.step(Event::NodeChanged { reply: ReplyId(1), node: node.id, change: NodeChange::Drain }).await;
+    kit.step(Event::NodeChanged { reply: ReplyId(1), node: node.id, change, record: None }).await;
+    kit.step(Event::NodeChanged {
+        reply: ReplyId(1),
+        node: node.id,
+        change: NodeChange::Drain,
+        record: None,
+    })
+    .await;
     let stored = kit.store.node(node.id).await.unwrap().unwrap();
     assert_eq!(stored.record.tags["rack"], "b2");
     assert!(stored.record.draining && !stored.record.cordoned);

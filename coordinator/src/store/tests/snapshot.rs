@@ -58,7 +58,13 @@ async fn what_is_read_is_what_was_committed() {
     assert_eq!(difference(&kit.engine, &again), None);
     // A node that is cordoned and tagged comes back as that.
     let change = crate::engine::event::NodeChange::Cordon;
-    kit.step(Event::NodeChanged { reply: crate::engine::event::ReplyId(1), node: node.id, change }).await;
+    kit.step(Event::NodeChanged {
+        reply: crate::engine::event::ReplyId(1),
+        node: node.id,
+        change,
+        record: None,
+    })
+    .await;
     let again = kit.read_back().await;
     assert_eq!(difference(&kit.engine, &again), None);
 }
