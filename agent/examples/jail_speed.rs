@@ -77,6 +77,7 @@ fn request(dir: &std::path::Path, job: u64, level: Level) -> anyhow::Result<Star
         network: Network::None,
         mounts: Vec::new(),
         bounds: Bounds::default(),
+        room: None,
         without: Vec::new(),
         lease: None,
     })

@@ -46,6 +46,7 @@ pub fn request(
         network,
         mounts: mounts(assignment, config)?,
         bounds: if strict { bounds(assignment, context) } else { Bounds::default() },
+        room: None,
         without: Vec::new(),
         lease,
         work_dir,

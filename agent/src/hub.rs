@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::attempts::{Capacity, Effect, Input, Shippable, Stop, Table};
@@ -20,6 +20,8 @@ use crate::spawn::spawn;
 
 /// How long a process whose record was damaged may take to die before its files go anyway.
 const BURIAL: Duration = Duration::from_secs(30);
+/// Attempts that are removed at a time.
+const REMOVALS: usize = 256;
 
 /// The one owner of the table.
 pub struct Hub {
@@ -31,10 +33,14 @@ pub struct Hub {
     pub results: Notify,
     /// The table changed.
     pub changed: Notify,
+    /// Attempts of which nothing is needed any more.
+    removals: mpsc::UnboundedSender<AttemptKey>,
 }
 
 impl Hub {
     pub fn new(context: Context, capacity: Capacity, metrics: Arc<Metrics>) -> Arc<Self> {
+        let (removals, removed) = mpsc::unbounded_channel();
+        spawn("removing attempts", remove(context.clone(), removed));
         Arc::new(Self {
             context,
             table: Mutex::new(Table::new(capacity)),
@@ -42,6 +48,7 @@ impl Hub {
             metrics,
             results: Notify::new(),
             changed: Notify::new(),
+            removals,
         })
     }
 
@@ -97,9 +104,9 @@ impl Hub {
         spawn("runner", work.instrument(span));
     }
 
-    fn remove(self: &Arc<Self>, key: AttemptKey) {
-        let context = self.context.clone();
-        spawn("remove attempt", async move { context.remove(key).await });
+    fn remove(&self, key: AttemptKey) {
+        // Taken for as long as there is a runtime.
+        let _ending = self.removals.send(key);
     }
 
     /// Takes up what an earlier daemon left on this machine: attempts that run go on, ends that
@@ -196,7 +203,7 @@ impl Hub {
                 error!(attempt = %key, "a process does not die");
             }
         }
-        self.context.remove(key).await;
+        self.context.remove(vec![key]).await;
     }
 
     /// Up to a message's worth of events that the coordinator must be told.
@@ -232,6 +239,14 @@ impl Hub {
 
     pub fn context(&self) -> &Context {
         &self.context
+    }
+}
+
+/// Removes attempts, as many at once as have come together; the table holds no more than it may.
+async fn remove(context: Context, mut removals: mpsc::UnboundedReceiver<AttemptKey>) {
+    let mut keys = Vec::new();
+    while removals.recv_many(&mut keys, REMOVALS).await > 0 {
+        context.remove(std::mem::take(&mut keys)).await;
     }
 }
 

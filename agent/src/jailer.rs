@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_proto::ids::AttemptKey;
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::time::Timespec;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -17,6 +20,9 @@ use crate::jail::{
     Client, ClientError, Event, Events, ExitRecord, Options, Probe, StartRequest, Started, State,
 };
 use crate::spawn::spawn;
+
+/// How long an ending jail may take.
+const FAREWELL: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// What is known of an attempt's process.
 #[derive(Clone, Debug, Default)]
@@ -204,10 +210,25 @@ impl Jailer {
         self.call(|client| async move { client.kill(key, grace).await }).await
     }
 
-    /// Nobody follows the attempt any more, and the jail need not remember it.
-    pub async fn forget(&self, key: AttemptKey) -> Result<(), ClientError> {
-        self.fates().remove(&key);
-        self.call(|client| async move { client.forget(key).await }).await
+    /// Nobody follows these attempts any more, and the jail need not remember them. Gives those of which
+    /// there may be something on disk.
+    pub async fn clear(&self, keys: Vec<AttemptKey>) -> Result<Vec<AttemptKey>, ClientError> {
+        {
+            let mut fates = self.fates();
+            for key in &keys {
+                fates.remove(key);
+            }
+        }
+        self.call(|client| {
+            let keys = keys.clone();
+            async move { client.clear(keys).await }
+        })
+        .await
+    }
+
+    /// Whether the jail that is connected makes attempts' directories itself.
+    pub fn makes_rooms(&self) -> bool {
+        self.shared.client.borrow().as_ref().is_some_and(Client::makes_rooms)
     }
 
     /// Every attempt that the jail knows, with where it stands.
@@ -256,14 +277,23 @@ impl Jailer {
         self.call(|client| async move { client.probe().await }).await
     }
 
-    /// Ends the jail and everything in it.
+    /// Ends the jail and everything in it; returns when it has gone.
     pub async fn shutdown(&self) -> Result<(), ClientError> {
         self.shared.closing.send_replace(true);
-        let client = self.shared.client.borrow().clone();
-        match client {
-            Some(client) => client.shutdown(true).await,
-            None => Ok(()),
+        let Some(client) = self.shared.client.borrow().clone() else { return Ok(()) };
+        let pid = Pid::from_raw(client.jail_pid() as i32);
+        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        client.shutdown(true).await?;
+        if let Some(process) = process {
+            let gone = tokio::task::spawn_blocking(move || {
+                let mut ready = [PollFd::new(&process, PollFlags::IN)];
+                rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, Some(&FAREWELL)))
+            });
+            if !matches!(gone.await, Ok(Ok(1..))) {
+                warn!("the jail takes long to end: it goes on without this agent");
+            }
         }
+        Ok(())
     }
 
     /// Calls the jail; waits for the connection to be mended when there is none.

@@ -16,7 +16,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     mesh_certs::install_provider();
     logging::start();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One thread for all that waits: a short task would otherwise pay for waking a thread at each step.
+    // What blocks (files, digests) has threads of its own.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
     };

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! attempts/12-0-7-1/
-//!   record    the assignment, the boot and the slot it was taken under; written before anything else
-//!   exec      empty; written before the jail is asked to start the process
+//!   record    the assignment, the boot and the slot it was taken under; there before anything else
+//!   exec      empty; written before the jail is asked to start the process, unless the record says
+//!             that the jail made all this itself in the moment before
 //!   spool, exit…   the jail's
 //!   end       the end as it is told to the coordinator, once it is known
 //!   work/     the task's work directory (elsewhere when other users cannot reach the data directory)
+//! attempts/spare-7/   the jail's, for an attempt to come
 //! ```
 //!
-//! Every file is whole or rejected: it carries a digest and is renamed into place. Nothing is
-//! fsynced: a kill of the daemon loses no write, and after a reboot the boot id makes all of it void.
+//! Every file is whole or rejected: it carries a digest and is renamed into place, alone or with its
+//! directory. Nothing is fsynced: a kill of the daemon loses no write, and after a reboot the boot id makes all of it void.
 
 use std::fs;
 use std::io;
@@ -47,6 +49,9 @@ pub struct Record {
     pub slot: u32,
     #[prost(message, optional, tag = "3")]
     pub assignment: Option<v1::Assignment>,
+    /// The jail wrote this when it was to start the process.
+    #[prost(bool, tag = "4")]
+    pub begun: bool,
 }
 
 /// What was found of one attempt.
@@ -94,8 +99,16 @@ impl Records {
         let dir = self.dir(key);
         let made = fs::DirBuilder::new().mode(0o710).recursive(true).create(&dir);
         made.map_err(|source| RecordError::Io { path: dir.clone(), source })?;
-        let record = Record { boot_id: self.boot_id.clone(), slot, assignment: Some(assignment.clone()) };
-        put(&dir.join(RECORD), &record)
+        put(&dir.join(RECORD), &self.record(slot, assignment, false))
+    }
+
+    /// The bytes of the record of an attempt that the jail makes a directory for when it starts it.
+    pub fn begun(&self, slot: u32, assignment: &v1::Assignment) -> Vec<u8> {
+        whole(&self.record(slot, assignment, true))
+    }
+
+    fn record(&self, slot: u32, assignment: &v1::Assignment, begun: bool) -> Record {
+        Record { boot_id: self.boot_id.clone(), slot, assignment: Some(assignment.clone()), begun }
     }
 
     /// Notes that the process may exist from now on.
@@ -120,6 +133,9 @@ impl Records {
         let mut entries = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(at)? {
             let entry = entry.map_err(at)?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(crate::jail::SPARE)) {
+                continue;
+            }
             let Some(key) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 entries.push(Entry::Foreign(entry.path()));
                 continue;
@@ -141,20 +157,25 @@ impl Records {
         if AttemptKey::try_from(assignment.attempt).ok() != Some(key) {
             return Err(damaged("it is another attempt's"));
         }
-        let executed = dir.join(EXEC).exists();
+        let executed = record.begun || dir.join(EXEC).exists();
         let end = get(&dir.join(END))?;
         Ok(Entry::Found(Box::new(Found { key, slot: record.slot, assignment, executed, end })))
     }
 }
 
-/// Writes a message with its digest, whole or not at all.
-fn put(path: &Path, message: &impl Message) -> Result<(), RecordError> {
+/// A message with its digest.
+fn whole(message: &impl Message) -> Vec<u8> {
     let body = message.encode_to_vec();
     let mut bytes = Vec::with_capacity(MAGIC.len() + 32 + body.len());
     bytes.extend(MAGIC);
     bytes.extend(Digest::of(&body).0);
     bytes.extend(&body);
-    write_whole(path, &bytes).map_err(|source| RecordError::Io { path: path.to_owned(), source })
+    bytes
+}
+
+/// Writes a message with its digest, whole or not at all.
+fn put(path: &Path, message: &impl Message) -> Result<(), RecordError> {
+    write_whole(path, &whole(message)).map_err(|source| RecordError::Io { path: path.to_owned(), source })
 }
 
 /// Reads a message back; none when the file does not exist.

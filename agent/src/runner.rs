@@ -89,17 +89,40 @@ impl Context {
         self.work_root.join(key.to_string()).join("work")
     }
 
-    /// Removes everything that is left of an attempt, in the jail and on disk.
-    pub async fn remove(&self, key: AttemptKey) {
-        if let Err(error) = self.jail.forget(key).await {
-            debug!(attempt = %key, %error, "the jail does not forget");
+    /// Removes everything that is left of attempts, in the jail and on disk.
+    pub async fn remove(&self, keys: Vec<AttemptKey>) {
+        let left = match self.jail.clear(keys.clone()).await {
+            Ok(left) => left,
+            Err(error) => {
+                debug!(%error, "the jail does not forget");
+                keys
+            }
+        };
+        if left.is_empty() {
+            return;
         }
-        let (records, work) = (self.records.clone(), self.work_root.join(key.to_string()));
-        let removed =
-            tokio::task::spawn_blocking(move || crate::remove::remove_tree(&work).and(records.remove(key)));
-        if let Ok(Err(error)) = removed.await {
-            warn!(attempt = %key, %error, "cannot remove all of an attempt's files");
+        let (records, works) = (self.records.clone(), self.work_root.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            for key in left {
+                let work = crate::remove::remove_tree(&works.join(key.to_string()));
+                if let Err(error) = work.and(records.remove(key)) {
+                    warn!(attempt = %key, %error, "cannot remove all of an attempt's files");
+                }
+            }
+        });
+        if let Err(error) = removed.await {
+            warn!(%error, "removing attempts' files failed");
         }
+    }
+
+    /// Whether the jail makes the directory of such an attempt in the moment that it starts it: there
+    /// is nothing to put there but what the jail is told.
+    fn is_plain(&self, assignment: &Assignment) -> bool {
+        assignment.inputs.is_empty()
+            && !assignment.inputs_listed
+            && !assignment.outputs.iter().any(|output| output.ends_with('/'))
+            && *self.work_root == self.config.data_dir.join("attempts")
+            && self.jail.makes_rooms()
     }
 }
 
@@ -118,13 +141,24 @@ pub async fn run(context: &Context, hub: &Arc<Hub>, job: Job, stop: watch::Recei
     }
     if !runner.recorded {
         let (records, written) = (context.records.clone(), ended.clone());
-        let write = tokio::task::spawn_blocking(move || records.write_end(key, &written));
+        let (slot, assignment) = (runner.job.slot, runner.job.assignment.clone());
+        let write = tokio::task::spawn_blocking(move || {
+            if !records.dir(key).exists() {
+                // It ended before the jail was asked to begin it.
+                records.write(key, slot, &assignment)?;
+            }
+            records.write_end(key, &written)
+        });
         if let Ok(Err(error)) = write.await {
             // Not fatal: after a restart the end is worked out again from the exit record.
             warn!(%error, "cannot write an attempt's end down");
         }
     }
-    info!(cause = ?ended.cause(), code = ended.exit_code, "attempt ended");
+    if ended.cause() == Cause::Exit && ended.exit_code == 0 {
+        debug!("attempt completed");
+    } else {
+        info!(cause = ?ended.cause(), code = ended.exit_code, "attempt ended");
+    }
     Input::Ended(key, ended)
 }
 
@@ -145,9 +179,12 @@ impl Runner<'_> {
             let fate = self.context.jail.follow(key, dir, true).await;
             return self.follow(fate).await;
         }
-        let level = self.prepare().await?;
+        let plain = self.context.is_plain(&self.job.assignment);
+        let level = if plain { self.level()? } else { self.prepare().await? };
         let fate = self.context.jail.follow(key, dir.clone(), false).await;
-        self.context.records.write_exec(key).map_err(|error| Cut::infra(&error))?;
+        if !plain {
+            self.context.records.write_exec(key).map_err(|error| Cut::infra(&error))?;
+        }
         let owner = self.context.owner(self.job.slot);
         // In this order: as long as the lease runs that there was while nobody had asked it to stop,
         // no other attempt of the task can have begun. The jail looks at the clock last.
@@ -155,8 +192,12 @@ impl Runner<'_> {
         if let Some(stop) = *self.stop.borrow() {
             return Err(Cut::Stopped(stop));
         }
-        let request = command::request(self.context, &self.job, level, owner, lease)
+        let mut request = command::request(self.context, &self.job, level, owner, lease)
             .map_err(|why| Cut::End(Box::new(end(Cause::Sandbox, why))))?;
+        if plain {
+            let record = self.context.records.begun(self.job.slot, &self.job.assignment);
+            request.room = Some(jail::Room { record, script: self.job.assignment.script.clone() });
+        }
         self.context.jail.launch(request).await.map_err(|error| Cut::infra(&error))?;
         self.follow(fate).await
     }
@@ -172,9 +213,6 @@ impl Runner<'_> {
                 make().map(drop).map_err(|error| Cut::stage(&error))
             });
             flat(staged.await)??;
-            if let Some(stop) = *self.stop.borrow() {
-                return Err(Cut::Stopped(stop));
-            }
             return self.level();
         }
         flat(tokio::task::spawn_blocking(self.writing()).await)?.map_err(|error| Cut::infra(&error))?;

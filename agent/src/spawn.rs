@@ -2,7 +2,9 @@
 //! reports a panic instead of swallowing it.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 
+use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
@@ -11,25 +13,14 @@ pub fn spawn<F>(name: &'static str, work: F) -> JoinHandle<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let guarded = async move {
-        // The inner task exists so that its panic arrives here as an error.
-        #[expect(clippy::disallowed_methods, reason = "this is the crate's spawn helper")]
-        let inner = tokio::spawn(work.in_current_span());
-        let _stop = AbortOnDrop(inner.abort_handle());
-        if let Err(error) = inner.await
-            && error.is_panic()
-        {
-            tracing::error!(task = name, %error, "background task panicked");
+    // What a panic leaves half done is behind locks that say so, or gone with the future.
+    let guarded = AssertUnwindSafe(work).catch_unwind().map(move |done| {
+        if let Err(panic) = done {
+            let said = panic.downcast_ref::<&str>().copied();
+            let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            tracing::error!(task = name, panic = said.unwrap_or_default(), "background task panicked");
         }
-    };
+    });
     #[expect(clippy::disallowed_methods, reason = "this is the crate's spawn helper")]
     tokio::spawn(guarded.in_current_span())
-}
-
-struct AbortOnDrop(tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }

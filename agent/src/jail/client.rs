@@ -23,8 +23,8 @@ use tokio::{
 
 use super::{
     protocol::{
-        Answer, Call, Event, Hello, LEASES, Message, Op, Probe, ProtocolError, SOCKET, StartRequest, Status,
-        decode, encode,
+        Answer, Call, Event, Hello, LEASES, Message, Op, Probe, ProtocolError, ROOMS, SOCKET, StartRequest,
+        Status, decode, encode,
     },
     scope,
 };
@@ -259,14 +259,16 @@ impl Client {
         self.calls.send(Asked { op, answer }).await.map_err(|_| ClientError::Closed)?;
         match wait.await.map_err(|_| ClientError::Closed)? {
             Answer::Refused(reason) => Err(ClientError::Refused(reason)),
-            answer @ (Answer::Done | Answer::List(_) | Answer::Probe(_)) => Ok(answer),
+            answer @ (Answer::Done | Answer::List(_) | Answer::Probe(_) | Answer::Left(_)) => Ok(answer),
         }
     }
 
     async fn ask_done(&self, op: Op) -> Result<(), ClientError> {
         match self.ask(op).await? {
             Answer::Done => Ok(()),
-            Answer::List(_) | Answer::Probe(_) | Answer::Refused(_) => Err(ClientError::Unexpected),
+            Answer::List(_) | Answer::Probe(_) | Answer::Left(_) | Answer::Refused(_) => {
+                Err(ClientError::Unexpected)
+            }
         }
     }
 
@@ -287,7 +289,9 @@ impl Client {
     pub async fn list(&self) -> Result<Vec<Status>, ClientError> {
         match self.ask(Op::List).await? {
             Answer::List(list) => Ok(list),
-            Answer::Done | Answer::Probe(_) | Answer::Refused(_) => Err(ClientError::Unexpected),
+            Answer::Done | Answer::Probe(_) | Answer::Left(_) | Answer::Refused(_) => {
+                Err(ClientError::Unexpected)
+            }
         }
     }
 
@@ -297,11 +301,38 @@ impl Client {
         self.ask_done(Op::Forget { attempt }).await
     }
 
+    /// Whether the jail makes attempts' directories itself.
+    pub fn makes_rooms(&self) -> bool {
+        self.jail_version >= ROOMS
+    }
+
+    /// Drops ended attempts from the jail's memory and takes back what it made for them; gives those of
+    /// which something may be left on disk. One that runs is such a one too, and stays.
+    pub async fn clear(&self, attempts: Vec<AttemptKey>) -> Result<Vec<AttemptKey>, ClientError> {
+        if !self.makes_rooms() {
+            for &attempt in &attempts {
+                match self.forget(attempt).await {
+                    Ok(()) | Err(ClientError::Refused(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(attempts);
+        }
+        match self.ask(Op::Clear { attempts }).await? {
+            Answer::Left(attempts) => Ok(attempts),
+            Answer::Done | Answer::List(_) | Answer::Probe(_) | Answer::Refused(_) => {
+                Err(ClientError::Unexpected)
+            }
+        }
+    }
+
     /// What this machine can do, as the jail proved it when it started.
     pub async fn probe(&self) -> Result<Probe, ClientError> {
         match self.ask(Op::Probe).await? {
             Answer::Probe(probe) => Ok(probe),
-            Answer::Done | Answer::List(_) | Answer::Refused(_) => Err(ClientError::Unexpected),
+            Answer::Done | Answer::List(_) | Answer::Left(_) | Answer::Refused(_) => {
+                Err(ClientError::Unexpected)
+            }
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Conn {
     outbox: Vec<u8>,
     sent: usize,
     pub greeted: bool,
+    /// Whether the event loop tells when the other side takes more.
+    pub watched: bool,
 }
 
 /// Why a connection is closed.
@@ -48,7 +50,7 @@ impl Conn {
     /// Takes over an accepted stream.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, inbox: Vec::new(), outbox: Vec::new(), sent: 0, greeted: false })
+        Ok(Self { stream, inbox: Vec::new(), outbox: Vec::new(), sent: 0, greeted: false, watched: false })
     }
 
     /// Its descriptor, for the event loop.

@@ -24,8 +24,9 @@
 //! `plan/strict` is the whole of level strict as two lists; `steps` carries steps out; `keeper`
 //! goes through a task's and buries it; `helper` and `slot` are a slot's two sides, `cgroup` its
 //! limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
-//! the watch over a work directory; `server` is the event loop, `running` one live attempt;
-//! `protocol` and `client` are how the daemon speaks to it, `scope` where systemd puts it; `record` is what is left on
+//! the watch over a work directory, `rooms` what an attempt has on disk; `server` is the event loop,
+//! `running` one live attempt; `protocol` and `client` are how the daemon speaks to it, `scope` where
+//! systemd puts it; `record` is what is left on
 //! disk; `probe` proves what this machine can do; `sys` has the system calls that no
 //! library wraps. What may enter: what a task's process needs from its birth to its burial.
 //! Not here: staging, collecting outputs, talking to a coordinator.
@@ -50,6 +51,7 @@ mod probe;
 pub mod protocol;
 pub mod record;
 mod room;
+mod rooms;
 mod running;
 mod scope;
 mod seccomp;
@@ -64,10 +66,11 @@ mod system;
 pub use client::{Client, ClientError, Events, Options};
 pub use entry::main;
 pub use protocol::{
-    Bounds, Event, ExitCause, ExitRecord, Killer, Layer, Level, Limits, Mount, Network, Probe, Rlimits,
+    Bounds, Event, ExitCause, ExitRecord, Killer, Layer, Level, Limits, Mount, Network, Probe, Rlimits, Room,
     StartRequest, Started, State, Status, WORK, Wall,
 };
 pub use record::{RecordError, read_exit_record};
+pub use rooms::SPARE;
 
 /// A line for the operator, on the jail's stderr (its log once it is detached).
 fn log(line: &str) {

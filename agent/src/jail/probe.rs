@@ -235,6 +235,7 @@ fn everything(dir: &Path, facts: &Facts, system: &System, tree: &Path) -> Result
         network: Network::None,
         mounts: Vec::new(),
         bounds: Bounds::default(),
+        room: None,
         without: Vec::new(),
         lease: None,
     };

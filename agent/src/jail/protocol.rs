@@ -7,10 +7,12 @@ use std::{path::PathBuf, time::Duration};
 use mesh_proto::ids::AttemptKey;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// Version of this protocol. From 2 on there are leases.
-pub const VERSION: u32 = 2;
+/// Version of this protocol. From 2 on there are leases, from 3 on the jail makes directories.
+pub const VERSION: u32 = 3;
 /// The first version that knows leases.
 pub const LEASES: u32 = 2;
+/// The first version that takes [`StartRequest::room`] and [`Op::Clear`].
+pub const ROOMS: u32 = 3;
 /// The oldest version that this side still speaks.
 pub const OLDEST: u32 = 1;
 /// The largest message, in bytes: 128 KiB of argv and environment with every byte escaped fit.
@@ -122,9 +124,9 @@ pub struct StartRequest {
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
-    /// Absolute; exists and belongs to the uid that the task gets.
+    /// Absolute; exists, without `room`, and belongs to the uid that the task gets.
     pub work_dir: PathBuf,
-    /// Absolute; exists; the jail writes spool and exit record here. Neither inside the work
+    /// Absolute; exists, without `room`; the jail writes spool and exit record here. Neither inside the work
     /// directory nor the same.
     pub attempt_dir: PathBuf,
     /// As root: the slot's own uid, never 0. Otherwise none, or the caller's own.
@@ -148,6 +150,10 @@ pub struct StartRequest {
     pub mounts: Vec<Mount>,
     #[serde(default)]
     pub bounds: Bounds,
+    /// The jail is to make the attempt directory, which bears the attempt's name, with what is said
+    /// here; `work_dir` is `work` in it.
+    #[serde(default)]
+    pub room: Option<Room>,
     /// What to leave away of level strict; refused by a jail that was not started for tests.
     #[serde(default)]
     pub without: Vec<Wall>,
@@ -155,6 +161,29 @@ pub struct StartRequest {
     /// prolongs it; one that is over starts nothing. None: it needs no lease.
     #[serde(default)]
     pub lease: Option<Duration>,
+}
+
+/// What an attempt directory is to hold before the process is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Bytes of the file `record`.
+    #[serde(with = "hexadecimal")]
+    pub record: Vec<u8>,
+    /// Text of `work/.mesh/script`; empty: no such file.
+    pub script: String,
+}
+
+/// Bytes in JSON.
+mod hexadecimal {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&hex::encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        hex::decode(String::deserialize(from)?).map_err(D::Error::custom)
+    }
 }
 
 /// Why an attempt's process ended.
@@ -322,6 +351,10 @@ pub enum Op {
     Lease {
         until: Duration,
     },
+    /// Forget ended attempts and take back what the jail made for them on disk.
+    Clear {
+        attempts: Vec<AttemptKey>,
+    },
     Probe,
     /// End; with tasks running only when they are to be killed.
     Shutdown {
@@ -343,6 +376,8 @@ pub enum Answer {
     Done,
     List(Vec<Status>),
     Probe(Probe),
+    /// Of these there is something on disk that is not the jail's to remove.
+    Left(Vec<AttemptKey>),
     /// The request makes no sense here; the text is for people.
     Refused(String),
 }

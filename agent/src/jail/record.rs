@@ -5,14 +5,15 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
+    rc::Rc,
 };
 
 use sha2::{Digest as _, Sha256};
 
-use super::protocol::ExitRecord;
+use super::{protocol::ExitRecord, rooms::reserve};
 
 /// Name of the record in the attempt directory.
 pub const RECORD: &str = "exit";
@@ -21,7 +22,7 @@ pub const PENDING: &str = "exit.pending";
 /// The largest record, in bytes.
 const MAX: u64 = 16 * 1024;
 /// Space taken in advance, in bytes.
-const RESERVED: u64 = 4096;
+pub const RESERVED: u64 = 4096;
 
 /// The record of an attempt cannot be read or trusted.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +42,14 @@ pub fn read_exit_record(attempt_dir: &Path) -> Result<Option<ExitRecord>, Record
     };
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    decode(&bytes).map(Some).ok_or(RecordError::Damaged)
+    // Where the space lies in the file itself, zeros follow the record, or stand for it.
+    let padded = bytes.len() as u64 == RESERVED;
+    let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    match bytes.get(..end) {
+        Some([]) if padded => Ok(None),
+        Some(record) if padded => decode(record).map(Some).ok_or(RecordError::Damaged),
+        _ => decode(&bytes).map(Some).ok_or(RecordError::Damaged),
+    }
 }
 
 /// Whether a jail once began to run this attempt (and may be gone since).
@@ -64,9 +72,11 @@ fn encode(record: &ExitRecord) -> io::Result<Vec<u8>> {
 }
 
 /// The room kept for an attempt's record.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pending {
-    file: File,
+    file: Rc<File>,
+    /// The file has its name already, and zeros in it.
+    in_place: bool,
 }
 
 impl Pending {
@@ -74,22 +84,35 @@ impl Pending {
     pub fn take(attempt_dir: &Path) -> io::Result<Self> {
         let file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(attempt_dir.join(PENDING))?;
-        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVED) {
-            // A file system without it takes the room only when the record is written.
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(Self { file }),
+        match reserve(&file) {
+            Ok(()) => Ok(Self { file: Rc::new(file), in_place: false }),
             Err(error) => {
                 let _gone = std::fs::remove_file(attempt_dir.join(PENDING));
-                Err(error.into())
+                Err(error)
             }
+        }
+    }
+
+    /// Room in a file that is called as the record is, with zeros in it.
+    pub fn in_place(file: Rc<File>) -> Self {
+        Self { file, in_place: true }
+    }
+
+    /// Gives the room back of an attempt that never ran, where it can be taken again.
+    pub fn give_up(&self, attempt_dir: &Path) {
+        if !self.in_place {
+            let _gone = std::fs::remove_file(attempt_dir.join(PENDING));
         }
     }
 
     /// Writes the record and gives it its name. On an error nothing can be read yet and it may be
     /// tried again.
-    pub fn write(&mut self, attempt_dir: &Path, record: &ExitRecord) -> io::Result<()> {
+    pub fn write(&self, attempt_dir: &Path, record: &ExitRecord) -> io::Result<()> {
         let bytes = encode(record)?;
-        self.file.rewind()?;
-        self.file.write_all(&bytes)?;
+        self.file.write_all_at(&bytes, 0)?;
+        if self.in_place {
+            return Ok(());
+        }
         self.file.set_len(bytes.len() as u64)?;
         std::fs::rename(attempt_dir.join(PENDING), attempt_dir.join(RECORD))
     }
@@ -123,7 +146,7 @@ mod tests {
     fn a_record_reads_back_and_the_attempt_counts_as_started_from_the_first_moment() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!was_started(dir.path()));
-        let mut pending = Pending::take(dir.path()).unwrap();
+        let pending = Pending::take(dir.path()).unwrap();
         assert!(was_started(dir.path()));
         assert!(read_exit_record(dir.path()).unwrap().is_none(), "a room is no record");
         assert!(Pending::take(dir.path()).is_err(), "the same attempt was begun twice");

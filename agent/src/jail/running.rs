@@ -31,6 +31,9 @@ use super::{
 
 /// How long a keeper outside of a pid namespace may hunt before it is killed and the jail hunts.
 const HUNT: Duration = Duration::from_secs(5);
+/// A start is told after this time, or with its end when that comes sooner: at short tasks a daemon is
+/// woken half as often.
+const LINGER: Duration = Duration::from_millis(5);
 /// The most that is read from a pipe after the end, in bytes: no pipe holds more, but one
 /// whose other end escaped may go on filling it.
 const LAST: usize = 4 * 1024 * 1024;
@@ -84,8 +87,10 @@ enum Verdict {
 pub struct Running {
     pub attempt: AttemptKey,
     pub keeper: Keeper,
-    /// Set when the command runs.
-    pub started: Option<Started>,
+    /// Whether the command runs.
+    runs: bool,
+    /// When that is to be told, as long as it is not.
+    announce: Option<Duration>,
     contained: bool,
     control: OwnedFd,
     stdout: Option<OwnedFd>,
@@ -116,6 +121,7 @@ pub struct Running {
 pub struct NotStarted {
     pub why: String,
     pub slot: Option<Slot>,
+    pub pending: Pending,
 }
 
 impl Running {
@@ -125,22 +131,11 @@ impl Running {
         plan: Plan,
         mut slot: Option<Slot>,
         null: BorrowedFd<'_>,
+        pending: Pending,
     ) -> Result<Self, Box<NotStarted>> {
-        let pending = match Pending::take(&request.attempt_dir) {
-            Ok(pending) => pending,
-            Err(error) => {
-                let why = format!("cannot write in the attempt directory: {error}");
-                return Err(Box::new(NotStarted { why, slot }));
-            }
-        };
-        match Self::make(request, plan, slot.as_mut(), null, pending) {
+        match Self::make(request, plan, slot.as_mut(), null, pending.clone()) {
             Ok(running) => Ok(Self { slot, ..running }),
-            Err(why) => {
-                // It never ran: the same attempt may be tried again.
-                let _gone = std::fs::remove_file(request.attempt_dir.join(super::record::PENDING));
-                let _gone = std::fs::remove_file(request.attempt_dir.join(super::protocol::SPOOL));
-                Err(Box::new(NotStarted { why, slot }))
-            }
+            Err(why) => Err(Box::new(NotStarted { why, slot, pending })),
         }
     }
 
@@ -152,8 +147,7 @@ impl Running {
         pending: Pending,
     ) -> Result<Self, String> {
         let failed = |what: &str, error: io::Error| format!("{what}: {error}");
-        let spool = Spool::create(&request.attempt_dir, request.max_output)
-            .map_err(|error| failed("cannot create the spool", error))?;
+        let spool = Spool::new(&request.attempt_dir, request.max_output);
         let pipes = || -> Result<_, Errno> {
             let (stdout, stderr) = (pipe()?, pipe()?);
             if let (Some(uid), Some(gid)) = (request.uid, request.gid) {
@@ -182,7 +176,8 @@ impl Running {
         Ok(Self {
             attempt: request.attempt,
             keeper,
-            started: None,
+            runs: false,
+            announce: None,
             contained: plan.contained(),
             control: control.0,
             stdout: Some(stdout.0),
@@ -243,25 +238,39 @@ impl Running {
         let _gone = epoll::delete(epoll, &self.control);
     }
 
-    /// Takes what the keeper has to say; gives the start when that is among it.
-    pub fn listen(&mut self) -> Option<Started> {
-        let mut news = None;
+    /// The start of the command, when it runs.
+    pub fn started(&self) -> Option<Started> {
+        self.runs.then(|| Started {
+            attempt: self.attempt,
+            pid: self.process,
+            start_time: sweep::stat(self.process).map_or(0, |stat| stat.start_time),
+            at_ms: self.began_ms,
+        })
+    }
+
+    /// The start, when it is time to tell of it; once.
+    pub fn announce(&mut self, now: Duration) -> Option<Started> {
+        self.announce.take_if(|at| *at <= now)?;
+        self.started()
+    }
+
+    /// The start, when nobody was told of it and the command has ended.
+    pub fn announce_late(&mut self) -> Option<Started> {
+        self.announce.take()?;
+        Some(Started { attempt: self.attempt, pid: self.process, start_time: 0, at_ms: self.began_ms })
+    }
+
+    /// Takes what the keeper has to say.
+    pub fn listen(&mut self) {
         while let Some(word) = keeper::hear(self.control.as_fd()) {
             match word {
                 Word::Process(pid) => self.process = pid,
                 Word::Runs => {
                     self.began = clock::boot();
                     self.began_ms = clock::wall_ms();
-                    let start_time = sweep::stat(self.process).map_or(0, |stat| stat.start_time);
-                    let started = Started {
-                        attempt: self.attempt,
-                        pid: self.process,
-                        start_time,
-                        at_ms: self.began_ms,
-                    };
-                    self.started = Some(started);
+                    self.runs = true;
+                    self.announce = Some(self.began + LINGER);
                     self.plan = None;
-                    news = Some(started);
                 }
                 Word::StepFailed { step, errno } => {
                     let what = self.plan.as_ref().and_then(|plan| plan.steps.get(step));
@@ -278,7 +287,6 @@ impl Running {
                 }
             }
         }
-        news
     }
 
     /// What it means that the command cannot be executed: the machine's fault or the job's.
@@ -328,7 +336,7 @@ impl Running {
     }
 
     /// One turn of a readable output; at its end it leaves the event loop.
-    pub fn pump(&mut self, source: Source, epoll: BorrowedFd<'_>, buffer: &mut Buffer) {
+    pub fn pump(&mut self, source: Source, buffer: &mut Buffer) {
         if self.read(source, buffer) {
             return;
         }
@@ -337,9 +345,8 @@ impl Running {
             Source::Stderr => &mut self.stderr,
             Source::Control | Source::Memory => return,
         };
-        if let Some(fd) = fd.take() {
-            let _gone = epoll::delete(epoll, &fd);
-        }
+        // Closed, it leaves the event loop by itself: nobody else has it open.
+        *fd = None;
     }
 
     /// Ends it on request.
@@ -386,8 +393,13 @@ impl Running {
         self.tick(now);
     }
 
-    /// When it next wants a [`tick`](Self::tick).
-    pub fn deadline(&self) -> Option<Duration> {
+    /// When it next wants a [`tick`](Self::tick) or to [`announce`](Self::announce).
+    pub fn due(&self) -> impl Iterator<Item = Duration> {
+        self.deadline().into_iter().chain(self.announce)
+    }
+
+    /// When something of it ends.
+    fn deadline(&self) -> Option<Duration> {
         match &self.ending {
             // A task that was asked to end has no longer than its lease either.
             Some(ending) if ending.stage == Stage::Asked => {
@@ -396,7 +408,7 @@ impl Running {
             Some(ending) => (ending.stage != Stage::Over).then_some(ending.next),
             None if self.verdict.is_some() => None,
             None => {
-                let timeout = self.timeout.filter(|_| self.started.is_some());
+                let timeout = self.timeout.filter(|_| self.runs);
                 let timeout = timeout.map(|timeout| self.began.saturating_add(timeout));
                 self.lease.into_iter().chain(timeout).min()
             }
@@ -520,9 +532,7 @@ impl Running {
                 None => ExitCause::Exited(sys::code_of(*status)),
             },
             // The whole tree went with its keeper: the machine's memory killer or its operator.
-            (Some(Verdict::Failed(_)) | None, Some(signal)) if self.started.is_some() => {
-                ExitCause::Signalled(signal)
-            }
+            (Some(Verdict::Failed(_)) | None, Some(signal)) if self.runs => ExitCause::Signalled(signal),
             (Some(Verdict::Failed(_)) | None, _) => {
                 ExitCause::SpawnFailed("the process that keeps the task died".to_owned())
             }

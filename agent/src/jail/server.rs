@@ -27,6 +27,7 @@ use super::{
     log,
     plan::Facts,
     protocol::{Call, Event, ExitRecord, Killer, Message, Probe},
+    rooms::Rooms,
     running::{Running, Source},
     slot::Slots,
     spool::Buffer,
@@ -77,6 +78,8 @@ pub struct Server {
     limbo: Vec<Running>,
     sweep_at: Option<Duration>,
     known: HashMap<AttemptKey, Known>,
+    /// Before the connections: who sees them close finds nothing left of a jail that has ended.
+    rooms: Rooms,
     conns: HashMap<u64, Conn>,
     daemon: Option<u64>,
     /// Since when no daemon is connected.
@@ -129,6 +132,7 @@ impl Server {
             lease: Duration::ZERO,
             next: 0,
             buffer: Buffer::new(),
+            rooms: Rooms::default(),
         })
     }
 
@@ -180,17 +184,14 @@ impl Server {
         let Some(running) = self.running.get_mut(&number) else { return };
         match source {
             Source::Control => {
-                let started = running.listen();
+                running.listen();
                 if flags.contains(EventFlags::HUP) {
                     // The keeper is dying; it may take long to end what it kept.
                     running.unwatch_control(self.epoll.as_fd());
                 }
-                if let Some(started) = started {
-                    self.tell(&Event::Started(started));
-                }
             }
             Source::Memory => running.out_of_memory(),
-            Source::Stdout | Source::Stderr => running.pump(source, self.epoll.as_fd(), &mut self.buffer),
+            Source::Stdout | Source::Stderr => running.pump(source, &mut self.buffer),
         }
     }
 
@@ -215,9 +216,6 @@ impl Server {
             if let Some((&number, _)) = number
                 && let Some(mut running) = self.running.remove(&number)
             {
-                if let Some(started) = running.started.is_none().then(|| running.listen()).flatten() {
-                    self.tell(&Event::Started(started));
-                }
                 if running.buried(&dead) {
                     self.unwatch(&running);
                     self.limbo.push(running);
@@ -235,8 +233,14 @@ impl Server {
         }
     }
 
-    fn finish(&mut self, running: Running) {
-        self.unwatch(&running);
+    fn finish(&mut self, mut running: Running) {
+        // The slot goes on; what is the attempt's alone leaves the event loop when it is closed.
+        for (_, fd) in running.sources().filter(|(source, _)| *source == Source::Memory) {
+            let _gone = epoll::delete(&self.epoll, fd);
+        }
+        if let Some(started) = running.announce_late() {
+            self.tell(&Event::Started(started));
+        }
         let (record, slot) = running.finish(&mut self.buffer);
         self.ended(record);
         if let Some(slot) = slot {
@@ -346,7 +350,7 @@ impl Server {
     fn event_of(&self, attempt: AttemptKey) -> Option<Event> {
         match self.known.get(&attempt)? {
             Known::Ended(record) => Some(Event::Ended(record.clone())),
-            Known::Running(number) => self.live(*number)?.started.map(Event::Started),
+            Known::Running(number) => self.live(*number)?.started().map(Event::Started),
         }
     }
 
@@ -365,8 +369,13 @@ impl Server {
     /// What is due by the clock.
     fn tick(&mut self) {
         let now = clock::boot();
+        let mut started = Vec::new();
         for running in self.running.values_mut() {
             running.tick(now);
+            started.extend(running.announce(now));
+        }
+        for started in started {
+            self.tell(&Event::Started(started));
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             let running = self.running.values();
@@ -410,7 +419,7 @@ impl Server {
 
     /// Sets the timer to the next thing that is due.
     fn arm(&mut self) -> io::Result<()> {
-        let attempts = self.running.values().filter_map(Running::deadline);
+        let attempts = self.running.values().flat_map(Running::due);
         let alone = match (self.at_rest(), self.ending, self.alone_since) {
             (true, true, _) => Some(self.idle_since + FAREWELL),
             (true, false, Some(_)) => Some(self.idle_since + IDLE),
@@ -418,7 +427,8 @@ impl Server {
             (true | false, false, None) | (false, true, _) => None,
         };
         let next = attempts.chain(self.sweep_at).chain(alone).min();
-        if next == self.armed {
+        // One that is too early costs a turn at most; setting it anew costs as much for each task.
+        if next == self.armed || self.armed.is_some_and(|armed| next.is_none_or(|next| armed <= next)) {
             return Ok(());
         }
         // Zero would disarm it.
@@ -438,6 +448,9 @@ impl Server {
         let mut closed = Vec::new();
         for (&number, conn) in &mut self.conns {
             let result = conn.flush().and_then(|left| {
+                if std::mem::replace(&mut conn.watched, left) == left {
+                    return Ok(());
+                }
                 let flags = if left { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
                 epoll::modify(&self.epoll, conn.fd(), EventData::new_u64(number), flags)
                     .map_err(|error| ConnError::Io(error.into()))

@@ -5,7 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use mesh_proto::frame::{self, HEADER, Kind};
@@ -36,7 +36,9 @@ impl Buffer {
 
 /// An attempt's output file while it is written.
 pub struct Spool {
-    file: File,
+    path: PathBuf,
+    /// Made with the first byte: most short tasks say nothing.
+    file: Option<File>,
     length: u64,
     /// Data bytes that may still come.
     room: u64,
@@ -51,11 +53,19 @@ pub struct Spool {
 
 impl Spool {
     /// A new one in `attempt_dir` for at most `max` bytes of data.
-    pub fn create(attempt_dir: &Path, max: u64) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().create_new(true).append(true).mode(0o600).open(attempt_dir.join(SPOOL))?;
+    pub fn new(attempt_dir: &Path, max: u64) -> Self {
         let longest = max.saturating_mul(2).saturating_add(SLACK);
-        Ok(Self { file, length: 0, room: max, longest, stdout: 0, stderr: 0, cut: false, broken: false })
+        Self {
+            path: attempt_dir.join(SPOOL),
+            file: None,
+            length: 0,
+            room: max,
+            longest,
+            stdout: 0,
+            stderr: 0,
+            cut: false,
+            broken: false,
+        }
     }
 
     /// Bytes of the file.
@@ -95,9 +105,15 @@ impl Spool {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if let Err(error) = self.file.write_all(bytes) {
+        let file = if let Some(file) = &mut self.file {
+            file
+        } else {
+            let made = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&self.path);
+            self.file.insert(made.inspect_err(|_| self.broken = true)?)
+        };
+        if let Err(error) = file.write_all(bytes) {
             self.broken = true;
-            self.file.set_len(self.length)?;
+            file.set_len(self.length)?;
             return Err(error);
         }
         self.length += bytes.len() as u64;
@@ -112,7 +128,7 @@ mod tests {
     #[test]
     fn output_in_single_bytes_cannot_fill_the_disk_with_headers() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = Spool::create(dir.path(), 10_000).unwrap();
+        let mut spool = Spool::new(dir.path(), 10_000);
         let mut buffer = Buffer::new();
         for _ in 0..10_000 {
             spool.append(Kind::Stdout, 1, &mut buffer, 1).unwrap();
@@ -124,7 +140,7 @@ mod tests {
     #[test]
     fn output_is_cut_at_its_limit_once_and_marked() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = Spool::create(dir.path(), 10).unwrap();
+        let mut spool = Spool::new(dir.path(), 10);
         let mut buffer = Buffer::new();
         buffer.data()[..6].copy_from_slice(b"abcdef");
         spool.append(Kind::Stdout, 1, &mut buffer, 6).unwrap();

@@ -441,6 +441,35 @@ pub fn map_mount(mount: &OwnedFd, user: &OwnedFd) -> Result<(), Errno> {
     )
 }
 
+/// What the owner of a file may set on it beside its mode, owner and times; zeros where the file system
+/// has no such thing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    flags: u32,
+    project: u32,
+    generation: u32,
+}
+
+/// Reads them.
+pub fn attributes(file: BorrowedFd<'_>) -> Attributes {
+    // FS_IOC_FSGETXATTR and FS_IOC_GETVERSION.
+    const EXTENDED: libc::Ioctl = 0x801c_581f;
+    const GENERATION: libc::Ioctl = 0x8008_7601;
+    // As in the kernel: flags, extent size, extents, project, and what is no owner's to set.
+    let mut extended = [0_u32; 7];
+    // SAFETY: the kernel writes a struct of these 28 bytes, or nothing.
+    if unsafe { libc::ioctl(file.as_raw_fd(), EXTENDED, extended.as_mut_ptr()) } < 0 {
+        extended = [0; 7];
+    }
+    // The kernel writes 32 bits on most file systems, and announces 64.
+    let mut generation = [0_u32; 2];
+    // SAFETY: the kernel writes at most these 8 bytes.
+    if unsafe { libc::ioctl(file.as_raw_fd(), GENERATION, generation.as_mut_ptr()) } < 0 {
+        generation = [0; 2];
+    }
+    Attributes { flags: extended[0], project: extended[3], generation: generation[0] }
+}
+
 /// Holds this process to a Landlock ruleset from here on.
 pub fn landlock_restrict(rules: &OwnedFd) -> Result<(), Errno> {
     // SAFETY: takes a live descriptor and flags.

@@ -9,6 +9,7 @@ mod lease;
 mod output;
 mod programs;
 mod reuse;
+mod rooms;
 mod running;
 mod strict;
 mod support;

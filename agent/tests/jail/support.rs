@@ -204,6 +204,7 @@ impl Node {
             network: Network::None,
             mounts: Vec::new(),
             bounds: Bounds::default(),
+            room: None,
             without: Vec::new(),
             lease: None,
         }

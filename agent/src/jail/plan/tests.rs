@@ -38,6 +38,7 @@ pub fn request() -> StartRequest {
         network: Network::None,
         mounts: vec![],
         bounds: Bounds::default(),
+        room: None,
         without: vec![],
         lease: None,
     }

@@ -10,8 +10,9 @@ use super::{
     super::{
         clock, log,
         plan::{self, Ground, Places},
-        protocol::{Answer, Event, ExitCause, ExitRecord, Killer, Op, StartRequest, State, Status},
-        record,
+        protocol::{Answer, Event, ExitCause, ExitRecord, Killer, Level, Op, StartRequest, State, Status},
+        record::{self, Pending},
+        rooms::RoomError,
         running::{NotStarted, Running},
     },
     Known, Server,
@@ -53,6 +54,16 @@ impl Server {
                 }
                 Answer::Done
             }
+            Op::Clear { attempts } => {
+                let left = attempts.into_iter().filter(|attempt| {
+                    if let Some(Known::Running(_)) = self.known.get(attempt) {
+                        return true;
+                    }
+                    self.known.remove(attempt);
+                    !self.rooms.take_back(*attempt)
+                });
+                Answer::Left(left.collect())
+            }
             Op::Probe => Answer::Probe(self.options.probe.clone()),
             Op::Shutdown { kill_all } => {
                 if kill_all || self.at_rest() {
@@ -70,7 +81,7 @@ impl Server {
         let state = |known: &Known| match known {
             Known::Ended(record) => State::Ended(record.clone()),
             Known::Running(number) => {
-                self.live(*number).and_then(|running| running.started).map_or(State::Starting, State::Running)
+                self.live(*number).and_then(Running::started).map_or(State::Starting, State::Running)
             }
         };
         self.known.iter().map(|(&attempt, known)| Status { attempt, state: state(known) }).collect()
@@ -85,25 +96,30 @@ impl Server {
         if self.ending {
             return Err("the jail is ending".to_owned());
         }
-        match record::read_exit_record(&request.attempt_dir) {
-            Ok(Some(record)) if record.attempt == attempt => {
-                self.known.insert(attempt, Known::Ended(record));
-                return Ok(());
-            }
-            Ok(Some(record)) => return Err(format!("its directory holds the record of {}", record.attempt)),
-            Ok(None) => {}
-            Err(error) => return Err(error.to_string()),
+        let over = request.lease.is_some_and(|lease| lease <= clock::boot());
+        // Where a room is made, the name itself tells of an earlier start.
+        if (request.room.is_none() || over) && self.ended_before(request)? {
+            return Ok(());
         }
-        if record::was_started(&request.attempt_dir) {
-            return Err("it was started before, by a jail that died with it".to_owned());
-        }
-        if request.lease.is_some_and(|lease| lease <= clock::boot()) {
+        if over {
             self.known.insert(attempt, Known::Ended(unstarted(attempt, ExitCause::Killed, Killer::Lease)));
             return Ok(());
         }
         let places = self.places(request)?;
         let plan = plan::plan(request, &places, &self.options.facts).map_err(|error| error.to_string())?;
-        match self.launch(request, plan) {
+        let pending = match &request.room {
+            None => Pending::take(&request.attempt_dir)
+                .map_err(|error| format!("cannot write in the attempt directory: {error}"))?,
+            Some(room) => {
+                let owner = if self.options.facts.uid == 0 { request.uid.zip(request.gid) } else { None };
+                match self.rooms.begin(attempt, room, owner) {
+                    Ok(pending) => pending,
+                    Err(RoomError::Begun) if self.ended_before(request)? => return Ok(()),
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+        };
+        match self.launch(request, plan, pending) {
             Ok(mut running) => {
                 running.prolong(self.lease);
                 self.next += 1;
@@ -131,15 +147,46 @@ impl Server {
         Ok(())
     }
 
+    /// Whether it ended before, as its directory says; it is known from then on. What began and did
+    /// not end is an error.
+    fn ended_before(&mut self, request: &StartRequest) -> Result<bool, String> {
+        match record::read_exit_record(&request.attempt_dir) {
+            Ok(Some(record)) if record.attempt == request.attempt => {
+                self.known.insert(request.attempt, Known::Ended(record));
+                return Ok(true);
+            }
+            Ok(Some(record)) => return Err(format!("its directory holds the record of {}", record.attempt)),
+            Ok(None) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        if record::was_started(&request.attempt_dir) {
+            return Err("it was started before, by a jail that died with it".to_owned());
+        }
+        Ok(false)
+    }
+
     /// Starts it where it is to run. The error is for people.
-    fn launch(&mut self, request: &StartRequest, plan: plan::Plan) -> Result<Running, String> {
+    fn launch(
+        &mut self,
+        request: &StartRequest,
+        plan: plan::Plan,
+        pending: Pending,
+    ) -> Result<Running, String> {
         let slots = &mut self.options.slots;
         let slot = match Ground::of(request, &self.options.facts) {
-            Some(ground) => Some(slots.take(&ground, &request.bounds, self.null.as_fd())?),
+            Some(ground) => match slots.take(&ground, &request.bounds, self.null.as_fd()) {
+                Ok(slot) => Some(slot),
+                Err(why) => {
+                    pending.give_up(&request.attempt_dir);
+                    return Err(why);
+                }
+            },
             None => None,
         };
-        Running::start(request, plan, slot, self.null.as_fd()).map_err(|failed| {
-            let NotStarted { why, slot } = *failed;
+        Running::start(request, plan, slot, self.null.as_fd(), pending).map_err(|failed| {
+            let NotStarted { why, slot, pending } = *failed;
+            // It never ran: the same attempt may be tried again.
+            pending.give_up(&request.attempt_dir);
             if let Some(slot) = slot {
                 slots.give_back(slot);
             }
@@ -148,19 +195,27 @@ impl Server {
     }
 
     /// The request's directories as they are on this machine.
-    fn places(&self, request: &StartRequest) -> Result<Places, String> {
+    fn places(&mut self, request: &StartRequest) -> Result<Places, String> {
         let resolve = |path: &Path| {
             let resolved = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
             if resolved.is_dir() { Ok(resolved) } else { Err(format!("{}: not a directory", path.display())) }
         };
         let mut hidden = vec![self.options.dir.clone()];
-        for path in &request.hidden {
+        // The others look at none of them.
+        let asked = if request.level == Level::Basic { &request.hidden[..] } else { &[] };
+        for path in asked {
             match resolve(path) {
                 Ok(path) => hidden.push(path),
                 // What is not there needs no hiding.
                 Err(_) if !path.exists() => {}
                 Err(error) => return Err(error),
             }
+        }
+        if request.room.is_some() {
+            let attempts = request.attempt_dir.parent().ok_or("the attempt directory has no name")?;
+            let attempts = self.rooms.root(attempts).map_err(|error| error.to_string())?;
+            let attempt_dir = attempts.join(request.attempt.to_string());
+            return Ok(Places { work_dir: attempt_dir.join("work"), attempt_dir, hidden });
         }
         Ok(Places {
             work_dir: resolve(&request.work_dir)?,
