@@ -81,7 +81,9 @@ pub struct Coordinator {
     pub wake: Option<Micros>,
     pub sessions: BTreeMap<NodeId, Entry>,
     /// The newest registration of each node.
-    pub newest: BTreeMap<NodeId, (BootId, Micros)>,
+    pub newest: BTreeMap<NodeId, (BootId, Micros, u64)>,
+    /// Registrations that came in.
+    pub arrived: u64,
     /// Result streams that named their session.
     pub result_streams: BTreeMap<SessionId, u64>,
     /// What its engine was told in this term.
@@ -113,6 +115,7 @@ impl Coordinator {
             wake: None,
             sessions: BTreeMap::new(),
             newest: BTreeMap::new(),
+            arrived: 0,
             result_streams: BTreeMap::new(),
             witness: Witness::default(),
         }

@@ -59,6 +59,7 @@ pub enum Handler {
         boot: BootId,
         inventory: Vec<(AttemptKey, Held)>,
         taken: Micros,
+        arrival: u64,
     },
     /// The session began; its event goes to the engine.
     Enqueue { connection: u64, call: u64, node: usize, registration: Arc<Registration> },
@@ -108,7 +109,14 @@ impl World {
                     return self.refuse_registration(connection, call, No::Unavailable);
                 }
                 let wait = self.database_wait();
-                self.later(wait, Handler::Register { connection, call, node: index, boot, inventory, taken });
+                let Some(core) = self.core_mut() else { return };
+                core.arrived += 1;
+                let arrival = core.arrived;
+                let node = index;
+                self.later(
+                    wait,
+                    Handler::Register { connection, call, node, boot, inventory, taken, arrival },
+                );
             }
             Up::Heartbeat { call, session } => {
                 let checked = self.broken != Some(Broken::LeaseUnchecked);
@@ -295,19 +303,21 @@ impl World {
             return;
         }
         match handler {
-            Handler::Register { connection, call, node, boot, inventory, taken } => {
+            Handler::Register { connection, call, node, boot, inventory, taken, arrival } => {
                 if self.read_fails() {
                     return self.refuse_registration(connection, call, No::Unavailable);
                 }
                 let id = self.machines[node].id;
                 let Some(record) = self.database.nodes.get(&id).cloned() else { return };
-                let newer = |last: &(BootId, Micros)| last.0 == boot && last.1 >= taken;
+                let newer = |&(last, at, came): &(BootId, Micros, u64)| {
+                    if last == boot { at >= taken } else { came > arrival }
+                };
                 if self.core().and_then(|core| core.newest.get(&id)).is_some_and(newer) {
                     self.history.note(self.now, "late registration refused", id);
                     return self.refuse_registration(connection, call, No::Stale);
                 }
                 if let Some(core) = self.core_mut() {
-                    core.newest.insert(id, (boot, taken));
+                    core.newest.insert(id, (boot, taken, arrival));
                 }
                 let session = self.begin_session(id);
                 let registration = Arc::new(self.registration(node, record, session, boot, inventory));

@@ -111,7 +111,7 @@ fn bombs_stop_at_their_bounds() {
 fn a_bomb_without_end_is_gone_soon_after_its_time() {
     as_everybody("attacks::a_bomb_without_end_is_gone_soon_after_its_time", async |mut node: Node| {
         let mark = mark();
-        let script = format!("trap '' TERM; b() {{ : {mark}; b & b & wait; }}; b; sleep 1000");
+        let script = format!("trap '' TERM; b() {{ : {mark}; b & b & wait; }}; b & exec sleep 1000");
         let mut request = StartRequest { level: Level::Strict, ..node.shell(&script) };
         request.bounds.processes = Some(100);
         request.limits.nproc = root().then_some(100);

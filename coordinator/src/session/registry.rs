@@ -67,8 +67,14 @@ struct State {
     nodes: BTreeMap<NodeId, Entry>,
     progress: HashMap<AttemptKey, (u32, String)>,
     /// The newest registration of each node, also when its session is over.
-    newest: HashMap<NodeId, Taken>,
+    newest: HashMap<NodeId, (Taken, Arrival)>,
+    /// Registrations that came in.
+    arrived: u64,
 }
+
+/// The place of a registration among all that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Arrival(u64);
 
 /// When an agent took the inventory of a registration: microseconds on its boot-time clock, 0 when
 /// it does not tell.
@@ -83,19 +89,39 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes that a registration came in; to be asked before anything is waited for.
+    pub fn arrive(&self) -> Arrival {
+        let mut state = self.lock();
+        state.arrived += 1;
+        Arrival(state.arrived)
+    }
+
     /// Begins a session; the node's older one ends. A registration that comes late, behind a newer
     /// one of the same boot, is refused: what the node was given since is missing in it, and would
-    /// count as lost.
-    pub fn begin(&self, node: NodeId, name: &str, session: SessionId, taken: Taken) -> Result<(), Status> {
+    /// count as lost. Of two boots the one that came in last is the newer.
+    pub fn begin(
+        &self,
+        node: NodeId,
+        name: &str,
+        session: SessionId,
+        taken: Taken,
+        arrival: Arrival,
+    ) -> Result<(), Status> {
         let (commands, command_queue) = mpsc::channel(QUEUE);
         let (acks, ack_queue) = mpsc::channel(QUEUE);
         let live = Live { node, session, over: CancellationToken::new() };
         let mut state = self.lock();
-        let newer = |last: &Taken| last.boot == taken.boot && last.at_us >= taken.at_us;
-        if taken.at_us > 0 && state.newest.get(&node).is_some_and(newer) {
+        let newer = |(last, came): &(Taken, Arrival)| {
+            if last.boot == taken.boot {
+                taken.at_us > 0 && last.at_us >= taken.at_us
+            } else {
+                *came > arrival
+            }
+        };
+        if state.newest.get(&node).is_some_and(newer) {
             return Err(stale());
         }
-        state.newest.insert(node, taken);
+        state.newest.insert(node, (taken, arrival));
         let entry = Entry {
             live,
             name: name.to_owned(),
@@ -249,4 +275,23 @@ impl NodeReads for Sessions {
 
 fn stale() -> Status {
     Code::Stale.status("this session is over: register again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registration_that_was_held_up_does_not_end_the_session_of_a_newer_boot() {
+        let sessions = Sessions::default();
+        let node = NodeId::generate();
+        let begin = |taken, arrival| sessions.begin(node, "amber", SessionId::generate(), taken, arrival);
+        let (before, after) = (BootId::generate(), BootId::generate());
+        let held_up = sessions.arrive();
+        begin(Taken { boot: after, at_us: 10 }, sessions.arrive()).unwrap();
+        let refused = begin(Taken { boot: before, at_us: 9_000 }, held_up).unwrap_err();
+        assert_eq!(Code::of(&refused), Code::Stale);
+        // A boot that comes after this one is the newer one, whatever its clock says.
+        begin(Taken { boot: BootId::generate(), at_us: 1 }, sessions.arrive()).unwrap();
+    }
 }

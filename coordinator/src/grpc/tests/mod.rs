@@ -297,7 +297,7 @@ impl Mesh {
         let registration = Arc::new(registration(&record, BootId::generate(), cores));
         let session = registration.session;
         let taken = Taken { boot: registration.boot, at_us: 0 };
-        self.sessions.begin(record.id, name, session, taken).unwrap();
+        self.sessions.begin(record.id, name, session, taken, self.sessions.arrive()).unwrap();
         self.core.ask(|reply| Event::NodeRegistered { reply, registration }).await.unwrap();
         self.tell(Event::SessionOpened { node: record.id, session }).await;
         record
