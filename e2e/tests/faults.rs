@@ -197,10 +197,14 @@ fn a_database_that_went_back_in_time_halts_the_mesh_until_an_operator_accepts_it
     let before = seen().expect("the agent keeps what it has seen");
     mesh.start_coordinator();
     mesh.node_becomes("attic", "HEALTHY");
-    let lost = mesh.submit("{name: lost, array: {range: '1-100'}, command: ['true']}");
+    let lost = mesh.submit("{name: lost, command: ['true']}");
     let lost = (lost.completes(), lost.number).1;
     // More commits than an idle leader makes until the agent is back.
-    wait::until(secs(30), "the agent has seen many commits", || (seen()? > before + 60).then_some(()));
+    wait::until(secs(60), "the agent has seen many commits", || {
+        mesh.meshctl(&["tag", "attic", "turn=one"]).ok();
+        mesh.meshctl(&["tag", "attic", "turn=two"]).ok();
+        (seen()? > before + 60).then_some(())
+    });
     mesh.stop_coordinator();
     std::fs::remove_dir_all(&database).unwrap();
     copy(&old, &database);

@@ -26,6 +26,7 @@ pub(super) struct File {
     pub advertise: Vec<Advertise>,
     pub database_url: Option<DatabaseUrl>,
     pub pg_bin_dir: Option<PathBuf>,
+    #[expect(clippy::struct_field_names, reason = "it is named as its flag is")]
     pub mesh_secret_file: Option<PathBuf>,
     pub store_dir: Option<PathBuf>,
     #[serde(deserialize_with = "sandbox")]

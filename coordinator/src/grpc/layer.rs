@@ -254,11 +254,14 @@ fn code_in(headers: &HeaderMap) -> Option<tonic::Code> {
     Some(tonic::Code::from_bytes(headers.get("grpc-status")?.as_bytes()))
 }
 
+/// Waits for the end of a [`Hold`], and says it.
+type Ending = Pin<Box<dyn Future<Output = Status> + Send>>;
+
 /// A body that ends with what it stands on: a response's by a status in its trailers, a request's
 /// by an error for whoever reads it.
 struct Watched {
     inner: Body,
-    hold: Option<(Hold, Pin<Box<dyn Future<Output = Status> + Send>>)>,
+    hold: Option<(Hold, Ending)>,
     /// Of a response.
     tally: Option<Tally>,
     span: Span,
@@ -269,8 +272,7 @@ impl Watched {
     fn new(inner: Body, hold: Option<Hold>, tally: Option<Tally>) -> Self {
         let hold = hold.map(|hold| {
             let waiting = hold.clone();
-            let ended: Pin<Box<dyn Future<Output = Status> + Send>> =
-                Box::pin(async move { waiting.ended().await });
+            let ended: Ending = Box::pin(async move { waiting.ended().await });
             (hold, ended)
         });
         Self { inner, hold, tally, span: Span::current(), done: false }

@@ -69,7 +69,7 @@ async fn a_stand_by_takes_over_from_a_dead_leader_and_not_before_its_lease_is_ov
 #[tokio::test]
 async fn a_lead_that_is_laid_down_goes_to_the_stand_by_at_once() {
     let (database, _) = fixture().await;
-    let slow = |name| Options { takeover: Duration::from_secs(60), ..shared(name) };
+    let slow = |name| Options { takeover: Duration::from_mins(1), ..shared(name) };
     let first = Room::leading(&database, slow("one")).await;
     let second = Room::start(&database.options, slow("two"));
     second.reaches(Phase::Standby).await;
@@ -128,7 +128,7 @@ async fn a_leader_that_froze_in_the_middle_of_a_commit_does_not_hold_up_its_succ
 #[tokio::test]
 async fn a_lead_under_ones_own_id_that_somebody_else_took_is_not_ones_own() {
     let (database, pool) = fixture().await;
-    let mine = Options { takeover: Duration::from_secs(60), ..shared("one") };
+    let mine = Options { takeover: Duration::from_mins(1), ..shared("one") };
     let room = Room::leading(&database, mine.clone()).await;
     // A copy of this installation leads.
     sqlx::query("UPDATE leader SET epoch = epoch + 1, seq = seq + 1").execute(&pool).await.unwrap();
