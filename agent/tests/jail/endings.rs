@@ -144,7 +144,8 @@ fn a_bomb_of_processes_is_gone_when_its_time_is_over() {
     as_everybody("endings::a_bomb_of_processes_is_gone_when_its_time_is_over", async |mut node: Node| {
         for level in [Level::Basic, Level::None] {
             let mark = mark();
-            let bomb = "trap '' TERM; echo >> grown; while :; do sh -c \"$1\" \"$0\" \"$1\" & done 2>/dev/null";
+            let bomb =
+                "trap '' TERM; echo >> grown; while :; do sh -c \"$1\" \"$0\" \"$1\" & done 2>/dev/null";
             // The command itself forks no more, so that it is not the bomb's first victim.
             let light = "sh -c \"$1\" \"$0\" \"$1\" & exec tail -f /dev/null";
             let mut request = node.request(&["sh", "-c", light, &mark, bomb]);

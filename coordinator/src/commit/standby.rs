@@ -195,8 +195,8 @@ mod unit {
     use super::*;
 
     fn row(epoch: i64, seq: i64) -> LeaderRow {
-        let now = chrono::DateTime::UNIX_EPOCH;
-        LeaderRow { incarnation: Incarnation(uuid::Uuid::nil()), epoch, seq, holder: None, now }
+        let incarnation = Incarnation(uuid::Uuid::nil());
+        LeaderRow { incarnation, epoch, seq, holder: None, now: chrono::DateTime::default() }
     }
 
     #[test]

@@ -157,12 +157,16 @@ async fn an_agent_that_has_seen_more_than_the_database_holds_is_refused() {
     let (mut agent, _assignments) = mesh.working_agent("amber", 1).await;
     let mut request = agent.registration(1, Vec::new());
     let now = mesh.core.standing().point();
-    request.seen = Some(mesh_proto::v1::CommitPoint { seq: now.seq + 1_000_000, ..now.clone() });
-    let status = agent.client.register_node(request.clone()).await.unwrap_err();
-    assert_eq!(Code::of(&status), Code::Stale, "{status}");
+    // Histories are told apart by their incarnation; a later one is greater.
     request.seen =
-        Some(mesh_proto::v1::CommitPoint { incarnation: "another".to_owned(), seq: 1 << 40, ..now });
-    agent.client.register_node(request).await.expect("another history says nothing of this one");
+        Some(mesh_proto::v1::CommitPoint { incarnation: "0".to_owned(), seq: 1 << 40, ..now.clone() });
+    let answer = agent.client.register_node(request.clone()).await;
+    answer.expect("an earlier history says nothing of this one");
+    request.seen = Some(mesh_proto::v1::CommitPoint { seq: now.seq + 1_000_000, ..now });
+    let status = agent.client.register_node(request).await.unwrap_err();
+    assert_eq!(Code::of(&status), Code::Stale, "{status}");
+    let refused = mesh.try_submit(job(vec![task("one")]), "").await.unwrap_err();
+    assert!(refused.to_string().contains("the database went back in time"), "{refused}");
 }
 
 #[tokio::test]
