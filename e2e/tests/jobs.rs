@@ -41,8 +41,11 @@ fn three_agents_share_an_array_and_the_result_is_fetched() {
     ));
     // One slot each and three that wait for one another: each must be on its own node.
     wait::until(secs(30), "all three run at once", || (witness.count("start") == 3).then_some(()));
-    let running = job.get();
-    assert_eq!(running["state"], "RUNNING");
+    // What runs tells of it a moment before the coordinator has heard.
+    let running = wait::until(secs(10), "the job to run", || {
+        let job = job.get();
+        (job["state"] == "RUNNING").then_some(job)
+    });
     assert_eq!(running["counts"]["blocked"], 1);
     gate.open();
     let done = job.completes();

@@ -108,12 +108,9 @@ impl Writer {
     }
 
     fn missing(&mut self, chunk: &LogChunk) -> Result<(), CliError> {
-        if chunk.cut {
-            let text = format!("meshctl: the output of {} was cut here: it passed its limit\n", name(chunk));
-            return self.put(true, text.as_bytes());
-        }
+        let why = if chunk.cut { "was cut: it passed its limit" } else { "did not reach the coordinator" };
         let text = format!(
-            "meshctl: the {} of {} from byte {} on did not reach the coordinator\n",
+            "meshctl: the {} of {} from byte {} on {why}\n",
             if chunk.stream() == OutputStream::Stderr { "standard error" } else { "standard output" },
             name(chunk),
             chunk.offset
