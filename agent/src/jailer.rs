@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
+use crate::clock;
 use crate::jail::{
     Client, ClientError, Event, Events, ExitRecord, Options, Probe, StartRequest, Started, State,
 };
@@ -246,9 +247,17 @@ impl Jailer {
         });
     }
 
-    /// Until when what lives on a lease may live.
-    pub fn lease(&self) -> Duration {
-        *self.shared.lease.borrow()
+    /// Until when what lives on a lease may live. Right after the mesh was away no lease runs yet: this
+    /// waits for the next word that a leader acknowledges.
+    pub async fn lease(&self) -> Duration {
+        let mut lease = self.shared.lease.subscribe();
+        loop {
+            let until = *lease.borrow_and_update();
+            // The sender is ours: it is there for as long as this is.
+            if until > clock::boot() || lease.changed().await.is_err() {
+                return until;
+            }
+        }
     }
 
     /// Whether the jail ends what lives on a lease. While none is connected, the next one will.

@@ -188,7 +188,14 @@ impl Runner<'_> {
         let owner = self.context.owner(self.job.slot);
         // In this order: as long as the lease runs that there was while nobody had asked it to stop,
         // no other attempt of the task can have begun. The jail looks at the clock last.
-        let lease = self.lives_on_lease().then(|| self.context.jail.lease());
+        let mut stop = self.stop.clone();
+        let lease =
+            async { if self.lives_on_lease() { Some(self.context.jail.lease().await) } else { None } };
+        let lease = tokio::select! {
+            biased;
+            stop = stopped(&mut stop) => return Err(Cut::Stopped(stop)),
+            lease = lease => lease,
+        };
         if let Some(stop) = *self.stop.borrow() {
             return Err(Cut::Stopped(stop));
         }
@@ -236,7 +243,8 @@ impl Runner<'_> {
         let refuse = |why: String| Err(Cut::End(Box::new(end(Cause::Sandbox, why))));
         if self.lives_on_lease() && !self.context.jail.knows_leases() {
             return refuse(
-                "the jail that runs here is of an older version and would not end it when the node is cut off                  (`on_disconnect: kill`); it goes with the last task of that version"
+                "the jail that runs here is of an older version and would not end it when the node is cut off \
+                 (`on_disconnect: kill`); it goes with the last task of that version"
                     .to_owned(),
             );
         }
