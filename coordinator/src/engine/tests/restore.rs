@@ -36,7 +36,8 @@ pub fn difference(running: &Engine, restored: &Engine) -> Option<String> {
                 ));
             }
             let tasks = |definition: &Definition| -> BTreeMap<u32, String> {
-                definition.live.iter().map(|(index, task)| (*index, task_line(task))).collect()
+                let told = definition.live.iter().filter(|(_, task)| !waits_unhurt(task));
+                told.map(|(index, task)| (*index, task_line(task))).collect()
             };
             if tasks(old) != tasks(new) {
                 return Some(format!(
@@ -64,19 +65,29 @@ fn job_line(job: &Job) -> String {
     )
 }
 
+/// Taken back before it did anything: a restored engine counts it among the ready ones.
+fn waits_unhurt(task: &Task) -> bool {
+    matches!(task.phase, Phase::Queued { .. }) && task.own_failures == 0 && task.losses == 0
+}
+
 fn line(definition: &Definition) -> String {
+    let (mut ready, mut past) = (definition.ready.clone(), definition.past.clone());
+    for (&index, task) in definition.live.iter().filter(|(_, task)| waits_unhurt(task)) {
+        ready.insert(index..index + 1);
+        past.insert(index..index + 1, task.attempt);
+    }
     format!(
         "{} {} {:?} {:?} ready {:?} completed {:?} dropped {:?} blocked {:?} dead {:?} past {:?} {:?}",
         definition.name,
         definition.total,
         definition.needs,
         definition.dependents,
-        definition.ready,
+        ready,
         definition.completed,
         definition.dropped,
         definition.blocked(),
         definition.dead,
-        definition.past,
+        past,
         definition.counts,
     )
 }
