@@ -406,9 +406,10 @@ impl World {
                 ..v1::Resources::default()
             }),
             grace_ms: self.plan.jobs[plan].behaviours[key.task.task as usize].grace_ms,
-            on_disconnect: match self.plan.jobs[plan].behaviours[key.task.task as usize].leased {
-                true => v1::OnDisconnect::Kill.into(),
-                false => v1::OnDisconnect::Keep.into(),
+            on_disconnect: if self.plan.jobs[plan].behaviours[key.task.task as usize].leased {
+                v1::OnDisconnect::Kill.into()
+            } else {
+                v1::OnDisconnect::Keep.into()
             },
             ..v1::Assignment::default()
         })

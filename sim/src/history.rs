@@ -114,6 +114,7 @@ impl History {
 
     /// A process starts: its assignment is committed for this node and boot, and this is the
     /// first time; what was given back never starts.
+    #[expect(clippy::too_many_arguments, reason = "what is true of a start, looked at once")]
     pub fn process_starts(
         &mut self,
         now: Micros,

@@ -119,7 +119,7 @@ fn a_task_that_kills_everything_it_can_hurts_itself_alone() {
                 "{:?}",
                 ended.record.cause
             );
-            std::fs::write(neighbour.work_dir.join("go"), "").unwrap();
+            fs::write(neighbour.work_dir.join("go"), "").unwrap();
             node.ended(&neighbour).await.expect(&ExitCause::Exited(0));
         },
     );
@@ -198,7 +198,7 @@ fn a_killed_keeper_takes_its_task_with_it() {
             node.start(&request).await;
             let task = node.started(&request).await;
             until("the child", || !processes(&mark).is_empty()).await;
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", task.pid)).unwrap();
+            let stat = fs::read_to_string(format!("/proc/{}/stat", task.pid)).unwrap();
             let keeper = stat.rsplit(')').next().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
             let keeper = rustix::process::Pid::from_raw(keeper).unwrap();
             rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();

@@ -74,18 +74,18 @@ impl Batch {
 fn presses(say: &Say) -> bool {
     match say {
         // A heartbeat is answered soon enough with the batch.
-        Say::Reply(_, Reply::Heard { .. }) => false,
+        Say::Reply(_, Reply::Heard { .. })
+        | Say::Ack { ack: Ack::Durable, .. }
+        | Say::Ended { .. }
+        | Say::Unplaced { .. }
+        | Say::Placed { .. } => false,
+        Say::JobChanged(view) => view.row.finished_at.is_some(),
         Say::Reply(..)
         | Say::Dispatch { .. }
         | Say::Withdraw { .. }
         | Say::Cancel { .. }
         | Say::EndSession { .. }
         | Say::Ack { ack: Ack::Stale, .. } => true,
-        Say::JobChanged(view) => view.row.finished_at.is_some(),
-        Say::Ack { ack: Ack::Durable, .. }
-        | Say::Ended { .. }
-        | Say::Unplaced { .. }
-        | Say::Placed { .. } => false,
     }
 }
 

@@ -139,12 +139,11 @@ mod tests {
                         queue.push(key(number), expected);
                         model.push((key(number), expected.max(1)));
                     }
-                    Step::Push(_) => {}
                     Step::Remove(pick) if !model.is_empty() => {
                         let (gone, _) = model.remove(pick % model.len());
                         queue.remove(gone);
                     }
-                    Step::Remove(_) => {}
+                    Step::Push(_) | Step::Remove(_) => {}
                     Step::Clear => {
                         queue.clear();
                         model.clear();

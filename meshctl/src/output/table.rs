@@ -422,11 +422,11 @@ pub fn status(status: &v1::MeshStatus) -> String {
         ("Tasks", if tasks == "-" { "none".to_owned() } else { tasks }),
         ("CA expires", time::short(status.ca_not_after_ms)),
     ];
-    let mut lines = lines.map(|(name, value)| format!("{name:<12} {value}")).join("\n");
-    if !status.halted.is_empty() {
-        lines.push_str(&format!("\nHALTED       {}", escape(&status.halted)));
+    let lines = lines.map(|(name, value)| format!("{name:<12} {value}")).join("\n");
+    if status.halted.is_empty() {
+        return lines;
     }
-    lines
+    format!("{lines}\nHALTED       {}", escape(&status.halted))
 }
 
 pub fn check(summary: &Summary) -> String {
