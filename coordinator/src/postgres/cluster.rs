@@ -64,7 +64,7 @@ pub(super) async fn start_with(options: Options, durability: Durability) -> Resu
         launch::initdb(&dir, &binaries, &owner, durability).await?;
         Some(binaries)
     };
-    let home = Home::open(&dir)?;
+    let mut home = Home::open(&dir)?;
     let major = home.major().ok_or_else(|| PostgresError::NoCluster(dir.clone()))?;
 
     let running = match home.postmaster(&owner).await? {
@@ -75,20 +75,26 @@ pub(super) async fn start_with(options: Options, durability: Durability) -> Resu
         }
         running => running,
     };
-    let adopted = running.is_some();
-    let postmaster = if let Some(postmaster) = running {
-        postmaster
-    } else {
-        let binaries = match made {
-            Some(binaries) => binaries,
-            None => binaries::find(bin_dir, Wanted::Major(major, &dir), &owner).await?,
-        };
-        launch_in(&home, &binaries, &owner, durability).await?
+    if let Some(postmaster) = running {
+        let cluster = Cluster { home, pid: postmaster.pid, adopted: true };
+        match cluster.prepare().await {
+            Ok(()) => return Ok(cluster.ready(major)),
+            // It was seen in its last moments: nobody else will start one here.
+            Err(PostgresError::Ended { pid, .. }) => {
+                tracing::warn!(pid, "the private postgres ended while it was waited for; starting another");
+            }
+            Err(error) => return Err(error),
+        }
+        home = cluster.home;
+    }
+    let binaries = match made {
+        Some(binaries) => binaries,
+        None => binaries::find(bin_dir, Wanted::Major(major, &dir), &owner).await?,
     };
-    let cluster = Cluster { home, pid: postmaster.pid, adopted };
+    let postmaster = launch_in(&home, &binaries, &owner, durability).await?;
+    let cluster = Cluster { home, pid: postmaster.pid, adopted: false };
     cluster.prepare().await?;
-    tracing::info!(pid = cluster.pid, adopted, major, "the private postgres is ready");
-    Ok(cluster)
+    Ok(cluster.ready(major))
 }
 
 /// Whether a cluster is in `dir`. Something else there is never overwritten.
@@ -184,6 +190,11 @@ impl Cluster {
             .ssl_mode(PgSslMode::Disable)
     }
 
+    fn ready(self, major: u32) -> Self {
+        tracing::info!(pid = self.pid, adopted = self.adopted, major, "the private postgres is ready");
+        self
+    }
+
     /// Waits until it answers and makes the role and the database where they are missing.
     async fn prepare(&self) -> Result<(), PostgresError> {
         let mut connection = self.answer().await?;
@@ -207,9 +218,13 @@ impl Cluster {
         connection.close().await.map_err(PostgresError::Prepare)
     }
 
-    /// A connection of the superuser, as soon as one is to be had.
+    /// A connection of the superuser, as soon as one is to be had. A postmaster that ends before
+    /// is not waited for.
     async fn answer(&self) -> Result<PgConnection, PostgresError> {
         let options = self.options_for(settings::SUPERUSER, "postgres");
+        let log = || self.home.path().join("log");
+        let ended = || PostgresError::Ended { pid: self.pid, log: log() };
+        let process = open(self.pid).ok_or_else(ended)?;
         let deadline = Instant::now() + ANSWER;
         let mut last = None;
         while Instant::now() < deadline {
@@ -218,12 +233,15 @@ impl Cluster {
                 Ok(Err(error)) => last = Some(error),
                 Err(_elapsed) => break,
             }
+            if has_ended(&process, Duration::ZERO).map_err(PostgresError::io("watch", self.home.path()))? {
+                return Err(ended());
+            }
             tokio::time::sleep(LOOK).await;
         }
         Err(PostgresError::Unresponsive {
             pid: self.pid,
             seconds: ANSWER.as_secs(),
-            log: self.home.path().join("log"),
+            log: log(),
             source: last,
         })
     }
@@ -246,23 +264,25 @@ async fn wait_gone(pid: i32, limit: Duration) -> Result<(), PostgresError> {
     }
 }
 
-/// A pidfd becomes readable when its process ends.
+/// Waits without holding up the runtime.
 async fn wait_end(pidfd: OwnedFd, pid: i32, limit: Duration) -> Result<(), PostgresError> {
-    let watch = move || {
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec::try_from(left).map_err(|_| rustix::io::Errno::INVAL)?;
-            match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => return other.map(|ready| ready > 0),
-            }
-        }
-    };
-    let ended = tokio::task::spawn_blocking(watch)
+    let ended = tokio::task::spawn_blocking(move || has_ended(&pidfd, limit))
         .await
         .map_err(std::io::Error::other)
-        .and_then(|polled| polled.map_err(Into::into))
+        .flatten()
         .map_err(PostgresError::io("wait for a process of", Path::new("Postgres")))?;
     if ended { Ok(()) } else { Err(PostgresError::DoesNotStop { pid, seconds: limit.as_secs() }) }
+}
+
+/// Whether a process ends within `limit`: its pidfd becomes readable then.
+fn has_ended(pidfd: &OwnedFd, limit: Duration) -> std::io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| rustix::io::Errno::INVAL)?;
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other? > 0),
+        }
+    }
 }

@@ -80,6 +80,11 @@ pub enum PostgresError {
     },
 
     #[error(
+        "Postgres of this data directory (pid {pid}) ended before it answered: look at its log in {}", .log.display()
+    )]
+    Ended { pid: i32, log: PathBuf },
+
+    #[error(
         "processes of an earlier Postgres in {} are still there (pids {pids:?}) although their postmaster is gone: \
          end them (kill -QUIT) and start the coordinator again", .dir.display()
     )]

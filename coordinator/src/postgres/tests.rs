@@ -166,6 +166,36 @@ async fn a_killed_postmaster_is_replaced_and_nothing_committed_is_lost() {
 }
 
 #[tokio::test]
+async fn a_postmaster_that_ends_while_it_is_adopted_is_replaced() {
+    let data = DataDir::new();
+    let cluster = start(data.options()).await.unwrap();
+    put(&cluster, "one").await;
+    let pid = cluster.pid();
+    // It is there and lets clients connect, but answers none.
+    kill(pid, nix::sys::signal::Signal::SIGSTOP);
+    let before = open_sockets();
+    let starting = tokio::spawn(start(data.options()));
+    while open_sockets() == before {
+        assert!(!starting.is_finished(), "the start did not connect to the postmaster it found");
+        tokio::task::yield_now().await;
+    }
+    kill(pid, nix::sys::signal::Signal::SIGKILL);
+
+    let cluster = starting.await.unwrap().unwrap();
+    assert!(!cluster.adopted());
+    assert_eq!(get(&cluster).await, "one");
+    cluster.stop().await.unwrap();
+}
+
+/// Each test is a process of its own, so what changes here is this test's.
+fn open_sockets() -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    open.filter_map(|fd| std::fs::read_link(fd.path()).ok())
+        .filter(|target| target.to_string_lossy().starts_with("socket:"))
+        .count()
+}
+
+#[tokio::test]
 async fn a_pid_file_that_names_a_stranger_is_stale() {
     let data = DataDir::new();
     let cluster = start(data.options()).await.unwrap();
