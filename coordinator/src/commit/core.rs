@@ -132,7 +132,9 @@ impl<O: Outside> CommitLoop<O> {
             self.metrics.set_leader(true);
             self.metrics.set_halted(begun.halted.is_some());
             self.standing.halts(begun.halted);
+            let leases = begun.leases;
             let end = self.lead(begun.term, again, &shutdown).await;
+            drop(leases);
             again = true;
             self.metrics.set_leader(false);
             self.metrics.set_halted(false);

@@ -1,11 +1,15 @@
 //! A term begins: the lead was taken under a new epoch, and memory is read anew.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
 use mesh_proto::ids::Incarnation;
 use sqlx::PgConnection;
-use tokio::time::sleep;
-use tracing::info;
+use tokio::{
+    time::{sleep, timeout},
+    try_join,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use super::{
     core::Options,
@@ -14,8 +18,12 @@ use super::{
 use crate::{
     engine::{Engine, types::Time},
     failpoint::{Point, reach},
-    store::{Clock, Store, StoreError, clock::boot_ms, history, leader, snapshot},
+    spawn::{AbortOnDrop, spawn_owned},
+    store::{Clock, Store, StoreError, clock::boot_ms, history, leader, leases, snapshot},
 };
+
+/// Between tries to take note that earlier leases are over.
+const NOTE_AGAIN: Duration = Duration::from_secs(5);
 
 /// One epoch of this process.
 pub(super) struct Term {
@@ -34,38 +42,63 @@ pub(super) struct Begun {
     pub halted: Option<String>,
     /// Boot-time milliseconds before seq was raised.
     pub sent_ms: u64,
+    /// Waits for the end of leases that reach farther than this leader's own; for the term.
+    pub leases: Option<AbortOnDrop<()>>,
 }
 
 /// Reads everything unfinished, once the lead is taken.
 pub(super) async fn begin(store: &Store, options: &Options, taken: Taken) -> Result<Begun, StoreError> {
     let started = boot_ms();
-    let Taken { mut connection, row, mut sent_ms } = taken;
+    let Taken { mut connection, row, sent_ms } = taken;
     reach(Point::AfterTake);
     let clock = Clock::new(row.now);
-    let mut seq = row.seq;
     // What is read must not be older than the lead, and the lead must not look abandoned while
     // much is read: so a second connection reads, and this one goes on beating.
     let mut reading = timed(options.patience, store.connection()).await?;
-    let halted = history::halted(&mut reading).await?;
-    let snapshot = {
-        let mut load = pin!(snapshot::load(&mut reading));
-        loop {
-            tokio::select! {
-                snapshot = &mut load => break snapshot?,
-                () = sleep(options.beat) => {
-                    sent_ms = boot_ms();
-                    seq = leader::fence(&mut connection, row.epoch).await?;
-                }
-            }
-        }
+    let loaded = CancellationToken::new();
+    let load = async {
+        let silence_ms = leases::promise(&mut reading, options.settings.offline_after_ms).await?;
+        let halted = history::halted(&mut reading).await?;
+        let snapshot = snapshot::load(&mut reading).await?;
+        loaded.cancel();
+        Ok::<_, StoreError>((silence_ms, halted, snapshot))
     };
+    let beat = async {
+        let mut last = (row.seq, sent_ms);
+        while timeout(options.beat, loaded.cancelled()).await.is_err() {
+            let sent_ms = boot_ms();
+            last = (timed(options.patience, leader::fence(&mut connection, row.epoch)).await?, sent_ms);
+        }
+        Ok(last)
+    };
+    let ((silence_ms, halted, snapshot), (seq, sent_ms)) = try_join!(load, beat)?;
     reach(Point::AfterLoad);
     let now = clock.now();
     let (jobs, nodes) = (snapshot.jobs.len(), snapshot.nodes.len());
-    let engine = Engine::restore(options.settings.clone(), snapshot, grace(now, options));
+    let mut engine = Engine::restore(options.settings.clone(), snapshot, grace(now, options));
+    let leases = (silence_ms > options.settings.offline_after_ms).then(|| {
+        info!(silence_ms, "an earlier leader bore silent nodes for longer: its leases are waited for");
+        engine.bear_until(now.plus(silence_ms));
+        let (store, own_ms) = (store.clone(), options.settings.offline_after_ms);
+        spawn_owned("earlier leases", outlive_leases(store, row.epoch, silence_ms, own_ms))
+    });
     info!(epoch = row.epoch, jobs, nodes, took_ms = boot_ms() - started, "leads");
     let term = Term { connection, engine, clock, epoch: row.epoch };
-    Ok(Begun { term, incarnation: row.incarnation, seq, halted, sent_ms })
+    Ok(Begun { term, incarnation: row.incarnation, seq, halted, sent_ms, leases })
+}
+
+/// Takes note, once they are over, that leases of earlier leaders need not be waited for any more.
+async fn outlive_leases(store: Store, epoch: i64, silence_ms: u64, own_ms: u64) {
+    let mut wait = Duration::from_millis(silence_ms);
+    loop {
+        sleep(wait).await;
+        match store.outlive_leases(epoch, own_ms).await {
+            Ok(()) | Err(StoreError::Fenced) => return,
+            // The next leader only waits longer than it need.
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "cannot take note of leases"),
+        }
+        wait = NOTE_AGAIN;
+    }
 }
 
 /// The moment from which silence is counted, so that nodes have the grace to come back.

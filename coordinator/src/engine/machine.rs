@@ -50,6 +50,8 @@ pub struct Engine {
     /// Jobs that were over and opened again since memory was read, by when they were over last.
     pub(super) reopened: BTreeMap<JobNumber, Time>,
     pub(super) last_event: Option<Time>,
+    /// No node is given up before: see [`Self::bear_until`].
+    pub(super) borne_until: Time,
 }
 
 /// Every state of a job, in the order of [`Totals::jobs`].
@@ -125,7 +127,14 @@ impl Engine {
             dirty: BTreeMap::new(),
             reopened: BTreeMap::new(),
             last_event: None,
+            borne_until: Time::default(),
         }
+    }
+
+    /// Gives up no node before this moment: leases that an earlier leader gave, with a longer
+    /// `offline_after`, may run until then.
+    pub fn bear_until(&mut self, moment: Time) {
+        self.borne_until = moment;
     }
 
     /// Takes one event in. Placement and changed job rows follow in [`Self::settle`].

@@ -202,7 +202,7 @@ impl Engine {
         let mut suspected = Vec::new();
         for (id, node) in &mut self.nodes {
             let silence = now.since(node.last_contact);
-            let state = if silence > self.settings.offline_after_ms {
+            let state = if silence > self.settings.offline_after_ms && now >= self.borne_until {
                 NodeState::Offline
             } else if silence > self.settings.suspect_after_ms {
                 NodeState::Suspect

@@ -174,7 +174,7 @@ async fn a_postmaster_that_ends_while_it_is_adopted_is_replaced() {
     // It is there and lets clients connect, but answers none.
     kill(pid, nix::sys::signal::Signal::SIGSTOP);
     let before = open_sockets();
-    let starting = tokio::spawn(start(data.options()));
+    let starting = crate::spawn::spawn("start", start(data.options()));
     while open_sockets() == before {
         assert!(!starting.is_finished(), "the start did not connect to the postmaster it found");
         tokio::task::yield_now().await;

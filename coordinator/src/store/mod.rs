@@ -15,6 +15,7 @@ mod error;
 pub mod history;
 pub mod jobs;
 pub mod leader;
+pub mod leases;
 pub mod mesh;
 mod names;
 pub mod nodes;
@@ -55,8 +56,10 @@ impl Store {
     pub fn new(options: PgConnectOptions, connections: u32) -> Self {
         let options = options
             .application_name("mesh-coordinator")
-            // A frozen leader's row lock must not hold up its successor.
-            .options([("idle_in_transaction_session_timeout", "2000"), ("statement_timeout", "30000")])
+            // What a program that froze has locked is let go of in the end. Not sooner: between two
+            // statements lies a round trip, and one to a slow database takes seconds. A successor
+            // breaks the lock on the leader's row itself.
+            .options([("idle_in_transaction_session_timeout", "10000"), ("statement_timeout", "30000")])
             .log_statements(tracing::log::LevelFilter::Trace);
         let pool = PgPoolOptions::new()
             .max_connections(connections)

@@ -1,11 +1,14 @@
 //! Tests of the commit loop on a real Postgres, with a fake outside.
 
+mod cancel;
 mod crash;
 mod gather;
+mod leases;
 mod order;
 mod poison;
 mod proxy;
 mod recovery;
+mod slow;
 mod standby;
 mod standing;
 
@@ -14,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_proto::ids::{BootId, CoordinatorId, JobNumber};
+use mesh_proto::ids::{AttemptKey, BootId, CoordinatorId, JobNumber, NodeId};
 use sqlx::{Connection as _, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +26,7 @@ use super::{CommitLoop, Core, CoreError, Options, Outside, Phase};
 use crate::{
     engine::{
         Totals,
-        effect::{Reply, Say},
+        effect::{Ack, Reply, Say},
         event::{Event, NewJob, NodeRecord},
         types::Settings,
     },
@@ -71,7 +74,30 @@ impl Outside for Heard {
 
 impl Heard {
     fn dispatched(&self) -> usize {
-        self.says.lock().unwrap().iter().filter(|say| matches!(say, Say::Dispatch { .. })).count()
+        self.dispatches().len()
+    }
+
+    fn dispatches(&self) -> Vec<(NodeId, AttemptKey)> {
+        let dispatch = |say: &Say| {
+            if let Say::Dispatch { node, attempt, .. } = say { Some((*node, *attempt)) } else { None }
+        };
+        self.says.lock().unwrap().iter().filter_map(dispatch).collect()
+    }
+
+    /// The first assignment, once there is one.
+    async fn dispatch(&self) -> AttemptKey {
+        loop {
+            if let Some((_, attempt)) = self.dispatches().first() {
+                return *attempt;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// How often the end of an attempt was acknowledged as durable.
+    fn acks(&self, of: AttemptKey) -> usize {
+        let durable = |say: &&Say| matches!(say, Say::Ack { attempt, ack: Ack::Durable, ended: true, .. } if *attempt == of);
+        self.says.lock().unwrap().iter().filter(durable).count()
     }
 }
 

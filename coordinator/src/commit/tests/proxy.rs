@@ -1,9 +1,12 @@
-//! A unix socket between the coordinator and Postgres that counts what goes by, and can lose
-//! the answer to a commit.
+//! A unix socket between the coordinator and Postgres that counts what goes by, can lose a
+//! commit on its way there or its answer on the way back, and can be slow.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use sqlx::postgres::PgConnectOptions;
@@ -29,6 +32,10 @@ struct State {
     sent: AtomicU64,
     /// The answer to the next commit is lost, and its connection with it.
     lose: AtomicBool,
+    /// What is sent with this text in it never arrives, and its connection is lost.
+    swallow: Mutex<Option<&'static str>>,
+    /// So much later everything arrives that is sent, in milliseconds.
+    delay_ms: AtomicU64,
 }
 
 impl Proxy {
@@ -56,8 +63,28 @@ impl Proxy {
         self.state.lose.store(true, Ordering::SeqCst);
     }
 
+    /// The next statement that holds this text is lost on its way.
+    pub fn lose_the_next_with(&self, text: &'static str) {
+        *self.state.swallow.lock().unwrap() = Some(text);
+    }
+
+    /// Whether it was lost, whatever it was.
     pub fn lost(&self) -> bool {
-        !self.state.lose.load(Ordering::SeqCst)
+        !self.state.lose.load(Ordering::SeqCst) && self.state.swallow.lock().unwrap().is_none()
+    }
+
+    /// From now on each request takes so much longer.
+    pub fn delay(&self, by: Duration) {
+        self.state.delay_ms.store(u64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+}
+
+impl State {
+    /// Whether what a client sends is lost.
+    fn swallows(&self, bytes: &[u8]) -> bool {
+        let mut swallow = self.swallow.lock().unwrap();
+        let holds = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+        swallow.take_if(|text| holds(text)).is_some()
     }
 }
 
@@ -68,6 +95,13 @@ async fn forward(mut client: UnixStream, mut server: UnixStream, state: Arc<Stat
             read = client.read(&mut up) => {
                 let Ok(count @ 1..) = read else { return };
                 state.sent.fetch_add(1, Ordering::SeqCst);
+                if state.swallows(&up[..count]) {
+                    return;
+                }
+                let delay = Duration::from_millis(state.delay_ms.load(Ordering::SeqCst));
+                if !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
+                }
                 if server.write_all(&up[..count]).await.is_err() {
                     return;
                 }

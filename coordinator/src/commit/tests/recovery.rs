@@ -1,15 +1,22 @@
 //! Commits that fail, or whose outcome nobody knows.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::poll;
-use mesh_proto::code::Code;
+use mesh_proto::{
+    code::Code,
+    ids::{AttemptKey, BootId},
+};
 use tonic::Status;
 
 use super::{Options, Room, Stall, fixture, jobs, leader, one, options, proxy::Proxy, soon};
 use crate::{
     commit::{CoreError, Phase},
-    engine::{effect::Reply, event::NewJob},
+    engine::{
+        effect::{Reply, Verdict},
+        event::{AttemptEnd, Event, Held, NewJob, Registration},
+    },
+    testing::{exited, joined, registration},
 };
 
 #[tokio::test]
@@ -52,6 +59,82 @@ async fn what_a_commit_brought_whose_answer_was_lost_is_there_afterwards() {
     let again = room.submit(keyed()).await.unwrap();
     assert!(matches!(again, Reply::Submitted { existed: true, .. }), "{again:?}");
     assert_eq!(jobs(&pool).await, 1, "the same submit made two jobs");
+}
+
+#[tokio::test]
+async fn a_commit_that_never_arrived_is_written_once_when_it_is_said_again() {
+    let (database, pool) = fixture().await;
+    let proxy = Proxy::before(&database.options);
+    let room = Room::start(&proxy.options, options());
+    room.reaches(Phase::Leading).await;
+    let keyed = || NewJob { idempotency_key: Some("never-arrives".to_owned()), ..one() };
+    room.submit(one()).await.unwrap();
+    let (epoch, ..) = leader(&pool).await;
+    proxy.lose_the_next_with("never-arrives");
+    let error = soon(room.submit(keyed())).await.unwrap_err();
+    assert!(matches!(error, CoreError::Recovering), "{error}");
+    assert!(proxy.lost());
+    soon(room.heard.again.subscribe().wait_for(|times| *times == 1)).await.unwrap();
+    room.reaches(Phase::Leading).await;
+    assert_eq!(leader(&pool).await.0, epoch + 1, "what may be on its way still must never land");
+    assert_eq!(jobs(&pool).await, 1, "it was there before it was said again");
+    let Reply::Submitted { number, existed, .. } = room.submit(keyed()).await.unwrap() else { panic!() };
+    assert_eq!((number.0, existed), (2, false));
+    let again = room.submit(keyed()).await.unwrap();
+    assert!(matches!(again, Reply::Submitted { existed: true, .. }), "{again:?}");
+    assert_eq!(jobs(&pool).await, 2);
+}
+
+#[tokio::test]
+async fn an_end_whose_commit_never_arrived_is_collected_and_committed_once() {
+    let (database, pool) = fixture().await;
+    let proxy = Proxy::before(&database.options);
+    let room = Room::start(&proxy.options, options());
+    room.reaches(Phase::Leading).await;
+    let record = joined(&pool, "amber").await;
+    let boot = BootId::generate();
+    let register = async |held: Option<AttemptKey>| {
+        let inventory = held.into_iter().map(|attempt| (attempt, Held::Ended)).collect();
+        let registration = Arc::new(Registration { inventory, ..registration(&record, boot, 4) });
+        let session = registration.session;
+        let reply = room.core.ask(|reply| Event::NodeRegistered { reply, registration }).await.unwrap();
+        room.core.tell(Event::SessionOpened { node: record.id, session }).await.unwrap();
+        reply
+    };
+    register(None).await;
+    room.submit(one()).await.unwrap();
+    let attempt = soon(room.heard.dispatch()).await;
+    let end = Arc::new(AttemptEnd { message: "never-arrives".to_owned(), ..exited(0) });
+    let ended = || Event::AttemptEnded { node: record.id, attempt, end: Arc::clone(&end) };
+    proxy.lose_the_next_with("never-arrives");
+    room.core.tell(ended()).await.unwrap();
+    soon(room.heard.again.subscribe().wait_for(|times| *times == 1)).await.unwrap();
+    assert!(proxy.lost());
+    assert_eq!(room.heard.acks(attempt), 0, "what never arrived was acknowledged");
+    let reply = register(Some(attempt)).await;
+    assert!(
+        matches!(&reply, Reply::Registered { verdicts } if verdicts[..] == [(attempt, Verdict::Collect)])
+    );
+    // Once more than needed: an agent repeats itself when it is not sure.
+    room.core.tell(ended()).await.unwrap();
+    room.core.tell(ended()).await.unwrap();
+    let stored = async || -> (i64, i64) {
+        sqlx::query_as(
+            "SELECT count(*), count(*) FILTER (WHERE state = 'ended' AND message = 'never-arrives') FROM attempts",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap()
+    };
+    soon(async {
+        while room.heard.acks(attempt) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(stored().await, (1, 1), "one attempt, one end");
+    let state: String = sqlx::query_scalar("SELECT state::text FROM jobs").fetch_one(&pool).await.unwrap();
+    assert_eq!(state, "completed");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Of a coordinator that can stand by.
-fn shared(name: &str) -> Options {
+pub(super) fn shared(name: &str) -> Options {
     let beat = Duration::from_millis(50);
     Options {
         id: CoordinatorId::generate(),

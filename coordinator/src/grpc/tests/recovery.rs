@@ -91,8 +91,20 @@ async fn reads_after_a_restart_of_the_database_find_living_connections() {
         futures_util::future::join_all(all).await
     };
     reads().await;
-    // What a restart leaves: every connection of the pool is dead, and was idle for a moment.
-    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    // What a restart leaves: every connection of the pool is dead, and was idle for longer than one is
+    // taken for fresh.
+    until(async || {
+        sqlx::query_scalar(
+            "SELECT count(*) = 0 FROM pg_stat_activity
+             WHERE datname = current_database() AND application_name = 'mesh-coordinator'
+                 AND query LIKE '%FROM jobs%' AND query NOT LIKE '%pg_stat_activity%'
+                 AND clock_timestamp() - state_change < interval '600 ms'",
+        )
+        .fetch_one(&mesh.pool)
+        .await
+        .unwrap()
+    })
+    .await;
     sqlx::query(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
          WHERE datname = current_database() AND application_name = 'mesh-coordinator' AND pid <> pg_backend_pid()",
