@@ -41,6 +41,8 @@ pub struct Slot {
     kills: u64,
     /// Not to be used again.
     spent: bool,
+    /// Its helper is dead and buried.
+    lost: bool,
 }
 
 impl Slot {
@@ -125,9 +127,9 @@ impl Slot {
         self.group.as_mut().is_some_and(|group| group.kills() > kills)
     }
 
-    /// Its helper is dead.
+    /// Its helper is dead and buried.
     pub fn lose(&mut self) {
-        self.spent = true;
+        self.lost = true;
     }
 }
 
@@ -172,6 +174,10 @@ impl Slots {
 
     /// Gives a slot back after its task has ended, to the last process.
     pub fn give_back(&mut self, slot: Slot) {
+        if slot.lost {
+            // Nobody is left to wait for: with the slot its control groups go, now.
+            return;
+        }
         let clean = slot.group.as_ref().is_none_or(|group| group.is_clean(slot.pid));
         if slot.spent || !clean || self.free.len() >= STOCK || slot.send(&Order::Clean, &[]).is_err() {
             self.retire(slot);
@@ -230,7 +236,17 @@ pub fn make(
             .map_err(|error| format!("cannot make a socket: {}", io::Error::from(error)))?;
     let (pid, pidfd) = helper::fork(Ground::namespaces(facts), &steps, theirs.as_fd(), null)
         .map_err(|error| format!("cannot fork: {}", io::Error::from(error)))?;
-    Ok(Slot { pid, pidfd, socket: ours, ground: ground.clone(), steps, group, kills: 0, spent: false })
+    Ok(Slot {
+        pid,
+        pidfd,
+        socket: ours,
+        ground: ground.clone(),
+        steps,
+        group,
+        kills: 0,
+        spent: false,
+        lost: false,
+    })
 }
 
 impl Slot {

@@ -7,7 +7,7 @@ use mesh_proto::v1::{Cause, InventoryItem, InventoryState};
 use nix::sys::signal::Signal;
 
 use crate::fake::Fake;
-use crate::process::{Agent, key, processes, script, until};
+use crate::process::{Agent, key, levels, processes, script, until};
 
 fn stdout(spool: &[u8]) -> Vec<u8> {
     let mut decoder = Decoder::default();
@@ -28,35 +28,45 @@ fn stdout(spool: &[u8]) -> Vec<u8> {
 async fn kill_9_of_the_daemon_loses_no_byte_and_no_end() {
     let fake = Fake::start();
     let mut agent = Agent::join(&fake, &["--slots", "2"]).await;
-    let mut task = script(0, "seq 1 200000; sleep 0.5; seq 200001 400000; echo done > out.txt; exit 0");
-    task.outputs = vec!["out.txt".into()];
-    fake.assign(task).await;
-    fake.wait("some output", |state| {
-        state.outputs.get(&key(0)).is_some_and(|have| have.len() > 100_000).then_some(())
-    })
-    .await;
+    let mut keys = vec![];
+    for (index, level) in (0..).zip(levels(&fake)) {
+        let mut task =
+            script(index, "seq 1 200000; sleep 0.5; seq 200001 400000; echo done > out.txt; exit 0");
+        task.outputs = vec!["out.txt".into()];
+        task.set_sandbox(level);
+        fake.assign(task).await;
+        keys.push(key(index));
+    }
+    for key in &keys {
+        fake.wait("some output", |state| {
+            state.outputs.get(key).is_some_and(|have| have.len() > 100_000).then_some(())
+        })
+        .await;
+    }
     agent.kill9().await;
     agent.start(None).await;
     let inventory = fake.state().registrations.last().unwrap().inventory.clone();
-    assert_eq!(inventory.len(), 1, "it is taken up again");
+    assert_eq!(inventory.len(), keys.len(), "they are taken up again");
     agent.kill9().await;
     agent.start(None).await;
-    let ended = fake.ended(key(0)).await;
-    assert_eq!((ended.cause(), ended.exit_code), (Cause::Exit, 0), "{ended:?}");
-    assert_eq!(ended.outputs[0].path, "out.txt");
-    let spool = fake
-        .wait("all of the output", |state| {
-            let have = state.outputs.get(&key(0)).filter(|have| have.len() as u64 == ended.output_length)?;
-            Some(have.clone())
-        })
-        .await;
     let mut expected = String::new();
     for n in 1..=400_000 {
         expected.push_str(&n.to_string());
         expected.push('\n');
     }
-    assert!(stdout(&spool) == expected.as_bytes(), "{} bytes of output", spool.len());
-    agent.removed(key(0)).await;
+    for key in keys {
+        let ended = fake.ended(key).await;
+        assert_eq!((ended.cause(), ended.exit_code), (Cause::Exit, 0), "{ended:?}");
+        assert_eq!(ended.outputs[0].path, "out.txt");
+        let spool = fake
+            .wait("all of the output", |state| {
+                let have = state.outputs.get(&key).filter(|have| have.len() as u64 == ended.output_length)?;
+                Some(have.clone())
+            })
+            .await;
+        assert!(stdout(&spool) == expected.as_bytes(), "{} bytes of output", spool.len());
+        agent.removed(key).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,21 +74,29 @@ async fn what_ended_while_the_daemon_was_down_is_told_truly() {
     let fake = Fake::start();
     let mut agent = Agent::join(&fake, &["--slots", "2"]).await;
     let mark = format!("0.{}", 600_000 + std::process::id());
-    fake.assign(script(0, &format!("echo before; sleep {mark}; echo after; exit 5"))).await;
-    fake.started(key(0)).await;
+    let levels = levels(&fake);
+    let keys: Vec<AttemptKey> = (0..).map(key).take(levels.len()).collect();
+    for (index, level) in (0..).zip(levels) {
+        let mut task = script(index, &format!("echo before; sleep {mark}; echo after; exit 5"));
+        task.set_sandbox(level);
+        fake.assign(task).await;
+        fake.started(key(index)).await;
+    }
     agent.signal(Signal::SIGTERM);
     assert!(agent.gone().await.success(), "SIGTERM detaches and exits 0");
-    until("the task's end", || processes(&mark).is_empty()).await;
+    until("the tasks' end", || processes(&mark).is_empty()).await;
     agent.start(None).await;
-    let ended = fake.ended(key(0)).await;
-    assert_eq!((ended.cause(), ended.exit_code), (Cause::Exit, 5), "{ended:?}");
-    let spool = fake
-        .wait("all of the output", |state| {
-            let have = state.outputs.get(&key(0)).filter(|have| have.len() as u64 == ended.output_length)?;
-            Some(have.clone())
-        })
-        .await;
-    assert_eq!(stdout(&spool), b"before\nafter\n");
+    for key in keys {
+        let ended = fake.ended(key).await;
+        assert_eq!((ended.cause(), ended.exit_code), (Cause::Exit, 5), "{ended:?}");
+        let spool = fake
+            .wait("all of the output", |state| {
+                let have = state.outputs.get(&key).filter(|have| have.len() as u64 == ended.output_length)?;
+                Some(have.clone())
+            })
+            .await;
+        assert_eq!(stdout(&spool), b"before\nafter\n");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,7 +133,10 @@ async fn a_killed_jail_takes_its_tasks_along_and_the_node_goes_on() {
     let fake = Fake::start();
     let agent = Agent::join(&fake, &["--slots", "1"]).await;
     let mark = format!("75{}", std::process::id());
-    fake.assign(script(0, &format!("echo written; sleep {mark}"))).await;
+    let level = levels(&fake)[0];
+    let mut task = script(0, &format!("echo written; sleep {mark}"));
+    task.set_sandbox(level);
+    fake.assign(task).await;
     fake.started(key(0)).await;
     let (client, _events) = agent::jail::Client::connect(&agent.data().join("jail")).await.unwrap();
     let jail = nix::unistd::Pid::from_raw(client.jail_pid() as i32);
@@ -123,7 +144,9 @@ async fn a_killed_jail_takes_its_tasks_along_and_the_node_goes_on() {
     let ended = fake.ended(key(0)).await;
     assert_eq!(ended.cause(), Cause::Infra, "{ended:?}");
     until("the end of its tasks", || processes(&mark).is_empty()).await;
-    fake.assign(script(1, "true")).await;
+    let mut next = script(1, "true");
+    next.set_sandbox(level);
+    fake.assign(next).await;
     assert_eq!(fake.ended(key(1)).await.cause(), Cause::Exit);
     let starts = fake.state().events.iter().filter(|(_, event)| matches!(event, Event::Started(_))).count();
     assert_eq!(starts, 2);

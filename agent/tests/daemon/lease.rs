@@ -6,7 +6,7 @@ use mesh_proto::v1::{Assignment, Cause, OnDisconnect};
 use nix::sys::signal::Signal;
 
 use crate::fake::Fake;
-use crate::process::{Agent, key, processes, script, until};
+use crate::process::{Agent, key, levels, processes, script, until};
 
 const LEASE_MS: u32 = 1500;
 
@@ -20,7 +20,10 @@ fn mark(number: u32) -> String {
 
 async fn both_run(fake: &Fake, marks: [&str; 2]) {
     fake.state().lease_ms = LEASE_MS;
-    fake.assign(leased(0, &format!("sleep {}", marks[0]))).await;
+    let mut task = leased(0, &format!("sleep {}", marks[0]));
+    // The product's own, where this machine gives it: `basic` is what the jail's tests try as well.
+    task.set_sandbox(levels(fake)[0]);
+    fake.assign(task).await;
     fake.assign(script(1, &format!("sleep {}", marks[1]))).await;
     fake.started(key(0)).await;
     fake.started(key(1)).await;

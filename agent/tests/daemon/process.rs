@@ -177,6 +177,18 @@ pub fn script(index: u32, text: &str) -> Assignment {
     }
 }
 
+/// The levels for a test that is to hold at each: the product's own, and the one of `script`. A
+/// machine that does not give the first says so.
+pub fn levels(fake: &Fake) -> Vec<SandboxLevel> {
+    let registered = fake.state().registrations.last().and_then(|last| last.facts.clone());
+    let sandbox = registered.and_then(|facts| facts.sandbox).unwrap();
+    if sandbox.strongest() == SandboxLevel::Strict {
+        return vec![SandboxLevel::Strict, SandboxLevel::Basic];
+    }
+    mesh_skip::skip("this machine does not give level strict");
+    vec![SandboxLevel::Basic]
+}
+
 /// Waits for something that only looking shows.
 pub async fn until(what: &str, mut is: impl FnMut() -> bool) {
     let end = tokio::time::Instant::now() + Duration::from_secs(40);

@@ -135,7 +135,7 @@ fn a_library_that_is_to_be_loaded_first_reaches_the_task_alone() {
                 .current_dir(&request.work_dir)
                 .status();
             if !built.is_ok_and(|status| status.success()) {
-                println!("skipped: this machine has no C compiler");
+                mesh_skip::skip("this machine has no C compiler");
                 return;
             }
             request.env.push(("LD_PRELOAD".into(), "/work/f.so".into()));
@@ -250,7 +250,7 @@ fn a_bound_on_processors_is_felt() {
     as_everybody("abuse::a_bound_on_processors_is_felt", async |mut node: Node| {
         if node.client.probe().await.unwrap().limits != Limits::Cgroup {
             assert!(!root(), "root has control groups on this machine");
-            println!("skipped: no control groups here for uid {}", super::support::uid());
+            super::support::needs_root(&format!("no control groups here for uid {}", super::support::uid()));
             return;
         }
         // Two threads that spin, for as long as they are let.

@@ -76,7 +76,7 @@ async fn show_bounded(node: &mut Node, args: &[&str], without: Without<'_>, boun
         Without::Sandbox => outside(&attack(node, args), false),
         Without::Power if root() => outside(&attack(node, args), true),
         Without::Power => {
-            println!("skipped: {args:?} needs root to succeed anywhere");
+            super::support::needs_root(&format!("{args:?} needs root to succeed anywhere"));
             return;
         }
     };
@@ -255,7 +255,7 @@ fn no_system_call_opens_a_way_out() {
         }
         for name in ["device", "by_handle", "programs_in_the_kernel", "memory_device"] {
             if name == "memory_device" && !Path::new("/dev/mem").exists() {
-                println!("skipped: this machine has no /dev/mem");
+                mesh_skip::skip("this machine has no /dev/mem");
                 continue;
             }
             show(&mut node, &[name], Without::Power).await;
@@ -267,7 +267,7 @@ fn no_system_call_opens_a_way_out() {
             bare.without = vec![Wall::Seccomp];
             let ended = node.run(bare).await;
             if ended.record.cause == ExitCause::Signalled(11) {
-                println!("skipped: this kernel has no 32-bit system calls");
+                mesh_skip::skip("this kernel has no 32-bit system calls");
             } else {
                 assert!(ended.out().contains("reached"), "{}", said(&ended));
             }
@@ -296,7 +296,7 @@ fn no_terminal_of_others_is_reached() {
             .output();
         match control {
             Ok(output) => assert!(String::from_utf8_lossy(&output.stdout).contains("reached"), "{output:?}"),
-            Err(error) => println!("skipped: the control needs script(1): {error}"),
+            Err(error) => mesh_skip::skip(&format!("the control needs script(1): {error}")),
         }
     });
 }
@@ -314,7 +314,7 @@ fn setuid_programs_give_nothing_here_either() {
         let ended = node.run(make(&node)).await;
         assert!(!ended.out().contains("reached"), "{}", said(&ended));
         if !root() {
-            println!("skipped: only root can make a program of root");
+            super::support::needs_root("only root can make a program of root");
             return;
         }
         let walls = [Wall::Tree, Wall::Capabilities, Wall::NoNewPrivileges, Wall::Landlock, Wall::Seccomp];
@@ -345,7 +345,7 @@ fn with_capability(dir: &Path) {
 #[test]
 fn capabilities_of_files_give_nothing() {
     if !root() {
-        println!("skipped: only root can give a file a capability");
+        super::support::needs_root("only root can give a file a capability");
         return;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -113,7 +113,7 @@ fn what_the_work_directory_may_not_be_is_refused() {
 #[test]
 fn tasks_of_different_uids_cannot_read_each_other() {
     if !root() {
-        println!("skipped: only root gives tasks uids of their own");
+        super::support::needs_root("only root gives tasks uids of their own");
         return;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -135,7 +135,7 @@ fn tasks_of_different_uids_cannot_read_each_other() {
 #[test]
 fn a_machine_without_namespaces_says_so_and_weakens_nothing() {
     if !root() {
-        println!("skipped: only root can take a capability away");
+        super::support::needs_root("only root can take a capability away");
         return;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

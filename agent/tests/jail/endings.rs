@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use agent::jail::{ExitCause, Level};
 
-use super::support::{Node, as_everybody, mark, processes, until};
+use super::support::{Node, as_everybody, levels, mark, processes, until};
 
 /// A task whose double-forked child, in a session of its own, ignores SIGTERM and holds stdout.
 pub fn stubborn(mark: &str) -> String {
@@ -20,7 +20,7 @@ fn a_timeout_ends_everything_double_forked_children_included() {
     as_everybody(
         "endings::a_timeout_ends_everything_double_forked_children_included",
         async |mut node: Node| {
-            for level in [Level::Basic, Level::None] {
+            for level in levels(&node).await {
                 let mark = mark();
                 let mut request = node.shell(&stubborn(&mark));
                 request.level = level;
@@ -41,7 +41,7 @@ fn a_timeout_ends_everything_double_forked_children_included() {
 #[test]
 fn a_kill_asks_first_and_then_forces() {
     as_everybody("endings::a_kill_asks_first_and_then_forces", async |mut node: Node| {
-        for level in [Level::Basic, Level::None] {
+        for level in levels(&node).await {
             // One that listens ends in its own way, long before the grace is over.
             let mut polite =
                 node.shell("trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.05; done");
@@ -77,7 +77,7 @@ fn a_kill_asks_first_and_then_forces() {
 #[test]
 fn a_stopped_task_is_ended_too() {
     as_everybody("endings::a_stopped_task_is_ended_too", async |mut node: Node| {
-        for level in [Level::Basic, Level::None] {
+        for level in levels(&node).await {
             let mut request = node.shell("echo up; kill -STOP $$");
             request.level = level;
             node.start(&request).await;
@@ -93,7 +93,7 @@ fn a_stopped_task_is_ended_too() {
 #[test]
 fn background_children_go_when_the_command_ends() {
     as_everybody("endings::background_children_go_when_the_command_ends", async |mut node: Node| {
-        for level in [Level::Basic, Level::None] {
+        for level in levels(&node).await {
             let mark = mark();
             let script =
                 format!("(setsid sh -c 'trap \"\" TERM; : {mark}; while :; do sleep 1; done' &); sleep 0.2");
@@ -110,17 +110,23 @@ fn a_task_that_kills_everything_it_can_hurts_itself_alone() {
     as_everybody(
         "endings::a_task_that_kills_everything_it_can_hurts_itself_alone",
         async |mut node: Node| {
-            let neighbour = node.shell("echo up; until test -e go; do sleep 0.02; done");
-            node.start(&neighbour).await;
-            node.says(&neighbour, "up").await;
-            let ended = node.run(node.shell("kill -9 1; kill -9 -1; sleep 0.1; exit 4")).await;
-            assert!(
-                matches!(ended.record.cause, ExitCause::Exited(4) | ExitCause::Signalled(9)),
-                "{:?}",
-                ended.record.cause
-            );
-            fs::write(neighbour.work_dir.join("go"), "").unwrap();
-            node.ended(&neighbour).await.expect(&ExitCause::Exited(0));
+            // At level none a task of the same user may hit its neighbour.
+            for level in levels(&node).await.into_iter().filter(|level| *level > Level::None) {
+                let mut neighbour = node.shell("echo up; until test -e go; do sleep 0.02; done");
+                neighbour.level = level;
+                node.start(&neighbour).await;
+                node.says(&neighbour, "up").await;
+                let mut killer = node.shell("kill -9 1; kill -9 -1; sleep 0.1; exit 4");
+                killer.level = level;
+                let ended = node.run(killer).await;
+                assert!(
+                    matches!(ended.record.cause, ExitCause::Exited(4) | ExitCause::Signalled(9)),
+                    "{:?}",
+                    ended.record.cause
+                );
+                fs::write(neighbour.work_dir.join("go"), "").unwrap();
+                node.ended(&neighbour).await.expect(&ExitCause::Exited(0));
+            }
         },
     );
 }
@@ -128,21 +134,30 @@ fn a_task_that_kills_everything_it_can_hurts_itself_alone() {
 #[test]
 fn a_shutdown_with_tasks_must_be_meant() {
     as_everybody("endings::a_shutdown_with_tasks_must_be_meant", async |mut node: Node| {
-        let request = node.shell("echo up; while :; do sleep 1; done");
-        node.start(&request).await;
-        node.says(&request, "up").await;
+        let mark = mark();
+        let mut tasks = Vec::new();
+        for level in levels(&node).await {
+            let mut request = node.shell(&format!("echo up; : {mark}; while :; do sleep 1; done"));
+            request.level = level;
+            node.start(&request).await;
+            node.says(&request, "up").await;
+            tasks.push(request);
+        }
         assert!(node.client.shutdown(false).await.is_err());
         node.client.shutdown(true).await.unwrap();
-        node.ended(&request).await.expect(&ExitCause::Killed);
-        let record = agent::jail::read_exit_record(&request.attempt_dir).unwrap().unwrap();
-        assert_eq!(record.cause, ExitCause::Killed);
+        for request in &tasks {
+            node.ended(request).await.expect(&ExitCause::Killed);
+            let record = agent::jail::read_exit_record(&request.attempt_dir).unwrap().unwrap();
+            assert_eq!(record.cause, ExitCause::Killed);
+        }
+        assert_eq!(processes(&mark), [0; 0], "something outlived the shutdown");
     });
 }
 
 #[test]
 fn a_bomb_of_processes_is_gone_when_its_time_is_over() {
     as_everybody("endings::a_bomb_of_processes_is_gone_when_its_time_is_over", async |mut node: Node| {
-        for level in [Level::Basic, Level::None] {
+        for level in levels(&node).await {
             let mark = mark();
             let bomb =
                 "trap '' TERM; echo >> grown; while :; do sh -c \"$1\" \"$0\" \"$1\" & done 2>/dev/null";
@@ -169,8 +184,10 @@ fn a_bomb_of_processes_is_gone_when_its_time_is_over() {
 #[test]
 fn a_kill_that_races_the_end_yields_one_true_end() {
     as_everybody("endings::a_kill_that_races_the_end_yields_one_true_end", async |mut node: Node| {
+        let levels = levels(&node).await;
         for number in 0..100_u64 {
-            let request = node.shell("exit 3");
+            let mut request = node.shell("exit 3");
+            request.level = levels[(number / 6) as usize % levels.len()];
             node.start(&request).await;
             if number % 2 == 0 {
                 node.started(&request).await;
@@ -191,7 +208,7 @@ fn a_kill_that_races_the_end_yields_one_true_end() {
 #[test]
 fn a_killed_keeper_takes_its_task_with_it() {
     as_everybody("endings::a_killed_keeper_takes_its_task_with_it", async |mut node: Node| {
-        for level in [Level::Basic, Level::None] {
+        for level in levels(&node).await {
             let mark = mark();
             let mut request = node.shell(&stubborn(&mark));
             request.level = level;

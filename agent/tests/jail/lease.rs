@@ -7,7 +7,7 @@ use agent::{
     jail::{Event, ExitCause, Killer, Level, StartRequest, read_exit_record},
 };
 
-use super::support::{Node, as_everybody, mark, processes, until};
+use super::support::{Node, as_everybody, levels, mark, processes, until};
 
 const LEASE: Duration = Duration::from_millis(1500);
 
@@ -33,7 +33,7 @@ fn a_lease_that_nobody_prolongs_ends_the_task_without_a_daemon() {
     as_everybody(
         "lease::a_lease_that_nobody_prolongs_ends_the_task_without_a_daemon",
         async |mut node: Node| {
-            for level in [Level::Basic, Level::None] {
+            for level in levels(&node).await {
                 let mark = mark();
                 let end = boot() + LEASE;
                 let request = StartRequest { lease: Some(end), ..stubborn(&node, &mark, level) };
@@ -51,26 +51,32 @@ fn a_lease_that_nobody_prolongs_ends_the_task_without_a_daemon() {
 #[test]
 fn a_prolonged_lease_runs_on_and_ends_later() {
     as_everybody("lease::a_prolonged_lease_runs_on_and_ends_later", async |mut node: Node| {
-        let mark = mark();
-        let free = node.shell("echo up; until test -e go; do sleep 0.02; done");
-        node.start(&free).await;
-        let end = boot() + LEASE;
-        let request = StartRequest { lease: Some(end), ..stubborn(&node, &mark, Level::Basic) };
-        node.start(&request).await;
-        node.says(&request, "up").await;
-        node.client.lease(end + LEASE).await.unwrap();
-        // A word that comes late takes nothing back.
-        node.client.lease(end).await.unwrap();
-        killed_for_its_lease(&request, &mark).await;
-        assert!(boot() >= end + LEASE, "it ended with its first lease");
-        // What was said before holds for what starts later, too.
-        let until = boot() + LEASE * 2;
-        node.client.lease(until).await.unwrap();
-        let late = StartRequest { lease: Some(boot() + LEASE / 2), ..node.shell("sleep 1.2; exit 4") };
-        node.run(late).await.expect(&ExitCause::Exited(4));
-        std::fs::write(free.work_dir.join("go"), "").unwrap();
-        node.ended(&free).await.expect(&ExitCause::Exited(0));
+        for level in levels(&node).await {
+            prolonged(&mut node, level).await;
+        }
     });
+}
+
+async fn prolonged(node: &mut Node, level: Level) {
+    let mark = mark();
+    let free = node.shell("echo up; until test -e go; do sleep 0.02; done");
+    node.start(&free).await;
+    let end = boot() + LEASE;
+    let request = StartRequest { lease: Some(end), ..stubborn(node, &mark, level) };
+    node.start(&request).await;
+    node.says(&request, "up").await;
+    node.client.lease(end + LEASE).await.unwrap();
+    // A word that comes late takes nothing back.
+    node.client.lease(end).await.unwrap();
+    killed_for_its_lease(&request, &mark).await;
+    assert!(boot() >= end + LEASE, "it ended with its first lease");
+    // What was said before holds for what starts later, too.
+    let until = boot() + LEASE * 2;
+    node.client.lease(until).await.unwrap();
+    let late = StartRequest { level, lease: Some(boot() + LEASE / 2), ..node.shell("sleep 1.2; exit 4") };
+    node.run(late).await.expect(&ExitCause::Exited(4));
+    std::fs::write(free.work_dir.join("go"), "").unwrap();
+    node.ended(&free).await.expect(&ExitCause::Exited(0));
 }
 
 #[test]
@@ -91,16 +97,18 @@ fn nothing_starts_on_a_lease_that_is_over() {
 #[test]
 fn no_grace_outlasts_the_lease() {
     as_everybody("lease::no_grace_outlasts_the_lease", async |mut node: Node| {
-        let mark = mark();
-        let end = boot() + LEASE;
-        let request = StartRequest { lease: Some(end), ..stubborn(&node, &mark, Level::Basic) };
-        node.start(&request).await;
-        node.says(&request, "up").await;
-        node.client.kill(request.attempt, Duration::from_mins(10)).await.unwrap();
-        let ended = node.ended(&request).await;
-        ended.expect(&ExitCause::Killed);
-        assert_eq!(ended.record.killer, Killer::Request, "it was asked to end before its lease did");
-        assert_eq!(processes(&mark), [0; 0]);
+        for level in levels(&node).await {
+            let mark = mark();
+            let end = boot() + LEASE;
+            let request = StartRequest { lease: Some(end), ..stubborn(&node, &mark, level) };
+            node.start(&request).await;
+            node.says(&request, "up").await;
+            node.client.kill(request.attempt, Duration::from_mins(10)).await.unwrap();
+            let ended = node.ended(&request).await;
+            ended.expect(&ExitCause::Killed);
+            assert_eq!(ended.record.killer, Killer::Request, "it was asked to end before its lease did");
+            assert_eq!(processes(&mark), [0; 0]);
+        }
     });
 }
 

@@ -11,6 +11,7 @@ mod programs;
 mod reuse;
 mod rooms;
 mod running;
+mod slots;
 mod strict;
 mod support;
 mod takeover;

@@ -134,12 +134,12 @@ fn common_programs_find_no_wall_in_their_way() {
         let mut wrong = Vec::new();
         for program in PROGRAMS {
             if let Some(missing) = program.needs.iter().find(|needed| !there(needed)) {
-                println!("skipped: {}: this machine has no {missing} in {PATH}", program.name);
+                mesh_skip::skip(&format!("{}: this machine has no {missing} in {PATH}", program.name));
                 continue;
             }
             let (without, said) = outside(&node, program);
             if without.status != "Exited(0)" {
-                println!("skipped: {}: does not run outside either: {said}", program.name);
+                mesh_skip::skip(&format!("{}: does not run outside either: {said}", program.name));
                 continue;
             }
             let (within, stderr) = inside(&mut node, program).await;

@@ -85,7 +85,7 @@ for name, result in [
 #[test]
 fn a_slot_that_files_in_memory_fill_is_not_used_for_a_task_that_would_not_fit() {
     if !root() {
-        println!("skipped: only root can mount a file system in memory");
+        super::support::needs_root("only root can mount a file system in memory");
         return;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -118,7 +118,7 @@ fn a_slot_that_files_in_memory_fill_is_not_used_for_a_task_that_would_not_fit() 
 fn no_use_of_memory_is_left_for_the_next_task() {
     as_everybody("reuse::no_use_of_memory_is_left_for_the_next_task", async |mut node: Node| {
         if node.client.probe().await.unwrap().limits != Limits::Cgroup {
-            println!("skipped: no control groups here for uid {}", super::support::uid());
+            super::support::needs_root(&format!("no control groups here for uid {}", super::support::uid()));
             return;
         }
         let bounded = |memory: u64, request: StartRequest| StartRequest {

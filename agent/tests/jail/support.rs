@@ -67,7 +67,11 @@ pub fn as_everybody<F: Future<Output = ()>>(name: &str, body: impl Fn(Node) -> F
         if probe.strongest >= Level::Basic || machine_has_namespaces() {
             body(node).await;
         } else {
-            println!("skipped: this machine gives no namespaces to uid {}: {:?}", uid(), probe.layers);
+            mesh_skip::skip(&format!(
+                "this machine gives no namespaces to uid {}: {:?}",
+                uid(),
+                probe.layers
+            ));
         }
     });
     if root() {
@@ -91,6 +95,8 @@ fn as_ordinary_user(name: &str) {
         .env(BINARY, copy(&binary()))
         .env("TMPDIR", "/tmp")
         .env("HOME", "/nonexistent")
+        // The file may be out of its reach: what it skips is said for it below.
+        .env_remove(mesh_skip::FILE)
         .uid(ordinary_uid())
         .gid(ordinary_uid())
         .output()
@@ -101,6 +107,29 @@ fn as_ordinary_user(name: &str) {
         "as an ordinary user:\n{text}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    for why in text.lines().filter_map(|line| line.strip_prefix(mesh_skip::MARK)) {
+        mesh_skip::skip(&format!("as an ordinary user: {why}"));
+    }
+}
+
+/// Says that something is skipped here because only root can do it. Nothing is skipped when root has
+/// just done it, in the first run of the same test.
+pub fn needs_root(why: &str) {
+    if std::env::var_os(SECOND).is_none() {
+        mesh_skip::skip(why);
+    }
+}
+
+/// The levels that a task can be asked for here, the strongest first. A test that goes through them
+/// says so when this machine lacks one.
+pub async fn levels(node: &Node) -> Vec<Level> {
+    let strongest = node.client.probe().await.unwrap().strongest;
+    let (there, missing): (Vec<Level>, Vec<Level>) =
+        [Level::Strict, Level::Basic, Level::None].into_iter().partition(|level| *level <= strongest);
+    if !missing.is_empty() {
+        mesh_skip::skip(&format!("this machine does not give {missing:?} to uid {}", uid()));
+    }
+    there
 }
 
 fn world_readable_dir() -> TempDir {

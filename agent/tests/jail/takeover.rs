@@ -4,39 +4,47 @@ use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use agent::jail::{Client, ClientError, ExitCause, Level, State, read_exit_record};
 
-use super::support::{Node, as_everybody, mark, processes, until};
+use super::support::{Node, as_everybody, levels, mark, processes, until};
 
 #[test]
 fn a_new_daemon_hears_of_ends_that_nobody_heard() {
     as_everybody("takeover::a_new_daemon_hears_of_ends_that_nobody_heard", async |mut node: Node| {
-        let quick = node.shell("until test -e go; do sleep 0.02; done; echo out; exit 9");
-        let slow = node.shell("until test -e go; do sleep 0.02; done; exit 8");
-        node.start(&quick).await;
-        node.start(&slow).await;
-        let pid = node.started(&slow).await;
-        let jail = node.client.jail_pid();
-        node.disconnect();
-        fs::write(quick.work_dir.join("go"), "").unwrap();
-        until("the record", || read_exit_record(&quick.attempt_dir).unwrap().is_some()).await;
-
-        node.reconnect().await;
-        assert_eq!(node.client.jail_pid(), jail, "another jail was started beside the living one");
-        let ended = node.ended(&quick).await;
-        ended.expect(&ExitCause::Exited(9));
-        assert_eq!(ended.out(), "out\n");
-        assert_eq!(read_exit_record(&quick.attempt_dir).unwrap(), Some(ended.record));
-        assert_eq!(node.started(&slow).await, pid, "the running task is another");
-
-        // A forgotten end is not told again.
-        node.client.forget(quick.attempt).await.unwrap();
-        node.disconnect();
-        node.reconnect().await;
-        let list = node.client.list().await.unwrap();
-        assert!(matches!(&list[..], [status] if status.attempt == slow.attempt), "{list:?}");
-        assert!(node.client.forget(slow.attempt).await.is_err(), "a running attempt was forgotten");
-        fs::write(slow.work_dir.join("go"), "").unwrap();
-        node.ended(&slow).await.expect(&ExitCause::Exited(8));
+        for level in levels(&node).await {
+            hears_of_ends(&mut node, level).await;
+        }
     });
+}
+
+async fn hears_of_ends(node: &mut Node, level: Level) {
+    let mut quick = node.shell("until test -e go; do sleep 0.02; done; echo out; exit 9");
+    let mut slow = node.shell("until test -e go; do sleep 0.02; done; exit 8");
+    (quick.level, slow.level) = (level, level);
+    node.start(&quick).await;
+    node.start(&slow).await;
+    let pid = node.started(&slow).await;
+    let jail = node.client.jail_pid();
+    node.disconnect();
+    fs::write(quick.work_dir.join("go"), "").unwrap();
+    until("the record", || read_exit_record(&quick.attempt_dir).unwrap().is_some()).await;
+
+    node.reconnect().await;
+    assert_eq!(node.client.jail_pid(), jail, "another jail was started beside the living one");
+    let ended = node.ended(&quick).await;
+    ended.expect(&ExitCause::Exited(9));
+    assert_eq!(ended.out(), "out\n");
+    assert_eq!(read_exit_record(&quick.attempt_dir).unwrap(), Some(ended.record));
+    assert_eq!(node.started(&slow).await, pid, "the running task is another");
+
+    // A forgotten end is not told again.
+    node.client.forget(quick.attempt).await.unwrap();
+    node.disconnect();
+    node.reconnect().await;
+    let list = node.client.list().await.unwrap();
+    assert!(matches!(&list[..], [status] if status.attempt == slow.attempt), "{list:?}");
+    assert!(node.client.forget(slow.attempt).await.is_err(), "a running attempt was forgotten");
+    fs::write(slow.work_dir.join("go"), "").unwrap();
+    node.ended(&slow).await.expect(&ExitCause::Exited(8));
+    node.client.forget(slow.attempt).await.unwrap();
 }
 
 #[test]
@@ -59,7 +67,7 @@ fn a_killed_jail_takes_its_tasks_with_it_and_its_records_stay() {
             node.ended(&done).await;
             let mark = mark();
             let mut tasks = Vec::new();
-            for level in [Level::Basic, Level::None] {
+            for level in levels(&node).await {
                 let mut request = node.shell(&format!("(setsid sh -c ': {mark}; while :; do sleep 1; done' &); echo up; : {mark}; while :; do sleep 1; done"));
                 request.level = level;
                 node.start(&request).await;
@@ -135,14 +143,24 @@ fn orphans_end_when_no_daemon_comes() {
             agent::jail::Options { orphan_timeout: Duration::from_secs(1), ..Node::options(node.dir.path()) };
         let (client, events) = Client::ensure(&options).await.unwrap();
         let mark = mark();
-        let request = node.shell(&format!(": {mark}; echo up; while :; do sleep 1; done"));
-        client.start(request.clone()).await.unwrap();
-        node.says(&request, "up").await;
+        let mut tasks = Vec::new();
+        let strongest = client.probe().await.unwrap().strongest;
+        for level in
+            [Level::Strict, Level::Basic, Level::None].into_iter().filter(|level| *level <= strongest)
+        {
+            let mut request = node.shell(&format!(": {mark}; echo up; while :; do sleep 1; done"));
+            request.level = level;
+            client.start(request.clone()).await.unwrap();
+            node.says(&request, "up").await;
+            tasks.push(request);
+        }
         let jail = client.jail_pid();
         drop((client, events));
         until("the jail to end", || !std::path::Path::new(&format!("/proc/{jail}")).exists()).await;
         assert_eq!(processes(&mark), [0; 0]);
-        assert_eq!(read_exit_record(&request.attempt_dir).unwrap().unwrap().cause, ExitCause::Killed);
+        for request in &tasks {
+            assert_eq!(read_exit_record(&request.attempt_dir).unwrap().unwrap().cause, ExitCause::Killed);
+        }
         node.disconnect();
         node.reconnect().await;
     });
@@ -170,19 +188,26 @@ fn a_list_tells_what_runs_and_what_ended() {
 #[test]
 fn a_jail_told_to_end_ends_its_tasks_in_order() {
     as_everybody("takeover::a_jail_told_to_end_ends_its_tasks_in_order", async |mut node: Node| {
-        let mut request = node.shell("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done");
-        request.grace = Duration::from_mins(10);
-        node.start(&request).await;
-        node.says(&request, "up").await;
+        let mut tasks = Vec::new();
+        for level in levels(&node).await {
+            let mut request =
+                node.shell("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done");
+            (request.level, request.grace) = (level, Duration::from_mins(10));
+            node.start(&request).await;
+            node.says(&request, "up").await;
+            tasks.push(request);
+        }
         let jail = rustix::process::Pid::from_raw(node.client.jail_pid() as i32).unwrap();
         for harmless in [rustix::process::Signal::HUP, rustix::process::Signal::PIPE] {
             rustix::process::kill_process(jail, harmless).unwrap();
         }
-        assert_eq!(node.client.list().await.unwrap().len(), 1);
+        assert_eq!(node.client.list().await.unwrap().len(), tasks.len());
         rustix::process::kill_process(jail, rustix::process::Signal::TERM).unwrap();
-        let ended = node.ended(&request).await;
-        ended.expect(&ExitCause::Killed);
-        assert_eq!(ended.out(), "up\nbye\n");
+        for request in &tasks {
+            let ended = node.ended(request).await;
+            ended.expect(&ExitCause::Killed);
+            assert_eq!(ended.out(), "up\nbye\n");
+        }
         until("the jail to end", || node_socket_is_gone(&node)).await;
     });
 }
