@@ -26,10 +26,12 @@ pub enum Broken {
     WithdrawsUnanswered,
     /// What an agent holds is not looked at when it registers.
     IgnoresInventory,
+    /// A redrive takes what had completed for dead letters as well.
+    RedrivesCompleted,
 }
 
 /// Every one of them, and the invariant that it breaks.
-pub const BROKEN: [(Broken, Invariant); 10] = [
+pub const BROKEN: [(Broken, Invariant); 11] = [
     (Broken::NoEpochCheck, Invariant::Fenced),
     (Broken::NoAttemptCheck, Invariant::TrueEnd),
     (Broken::SaysBeforeCommit, Invariant::SaidAfterCommit),
@@ -40,6 +42,7 @@ pub const BROKEN: [(Broken, Invariant); 10] = [
     (Broken::TakesOverAtOnce, Invariant::LeaseExclusive),
     (Broken::WithdrawsUnanswered, Invariant::GivenBackNeverBegan),
     (Broken::IgnoresInventory, Invariant::NotGivenUpEarly),
+    (Broken::RedrivesCompleted, Invariant::TerminalStays),
 ];
 
 /// The command that plays a seed again and shows all of it.

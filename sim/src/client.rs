@@ -186,7 +186,12 @@ impl World {
             Reply::Refused(Refusal::NoSuchJob) => {
                 let number = self.clients[index].number;
                 let over = number.and_then(|number| self.database.jobs.get(&number));
-                if over.is_none_or(|job| !is_final(job.row.state)) {
+                let open = over.is_none_or(|job| !is_final(job.row.state));
+                if open && number.is_some_and(|number| self.database.redrives.contains_key(&number)) {
+                    // It was over when the engine was asked, and was opened since: asked again.
+                    return self.client_unavailable(index, call);
+                }
+                if open {
                     self.history.fail(
                         self.now,
                         Invariant::AcknowledgedStays,
@@ -336,8 +341,10 @@ impl World {
     pub fn unserved(&self) -> Option<String> {
         let client = self.clients.iter().position(|client| client.wish != Wish::Nothing);
         let operation = self.operations.iter().find(|operation| !operation.done);
+        let redriver = self.redrivers.iter().find(|redriver| !redriver.done);
         client
             .map(|index| format!("client {index} wants {:?}", self.clients[index].wish))
+            .or_else(|| redriver.map(|redriver| format!("somebody wants {redriver:?}")))
             .or_else(|| operation.map(|operation| format!("an operator wants {operation:?}")))
     }
 
@@ -354,7 +361,7 @@ impl World {
                 );
             }
             let state = number.and_then(|number| self.database.jobs.get(&number)).map(|job| job.row.state);
-            if cancelled && !matches!(state, Some(JobState::Cancelled | JobState::Failed)) {
+            if cancelled && state != Some(JobState::Cancelled) {
                 self.history.fail(
                     self.now,
                     Invariant::CancelHolds,

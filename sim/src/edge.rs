@@ -46,6 +46,7 @@ pub enum Asker {
     Registration { connection: u64, call: u64, node: usize, session: SessionId },
     Client { client: usize, call: u64 },
     Operator { operation: usize, call: u64 },
+    Redriver { redriver: usize, call: u64 },
 }
 
 /// A handler that goes on after it waited.
@@ -423,6 +424,7 @@ impl World {
             }
             Asker::Client { client, call } => self.client_answered(client, call, &reply),
             Asker::Operator { operation, call } => self.operator_answered(operation, call, &reply),
+            Asker::Redriver { redriver, call } => self.redrive_answered(redriver, call, &reply),
         }
     }
 
@@ -434,6 +436,7 @@ impl World {
             }
             Asker::Client { client, call } => self.client_unavailable(client, call),
             Asker::Operator { operation, call } => self.operator_unavailable(operation, call),
+            Asker::Redriver { redriver, call } => self.redrive_unavailable(redriver, call),
         }
     }
 }

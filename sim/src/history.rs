@@ -187,6 +187,10 @@ impl History {
                 self.report(now, untrue);
             }
         }
+        for job in &landed.redriven {
+            self.note(now, "job redriven", job);
+        }
+        *self.counts.entry("series begun").or_default() += landed.anew;
         for row in &landed.finished_tasks {
             self.note(now, finished(row), row.key);
             self.check_processes_gone(now, database, row.key.job, |key| key.task == row.key);

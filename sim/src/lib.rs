@@ -11,7 +11,8 @@
 //! transaction  fence, COMMIT, answer              release   what follows a commit
 //! edge      handlers and sessions                 voice     what is said to agents
 //! database  rows, guards, the leader's row        network   connections that break and block
-//! client    people who submit, cancel, drain      daemon    the real table of attempts, sessions
+//! client    people who submit, cancel, drain      redrive   people who try dead letters again
+//! daemon    the real table of attempts, sessions
 //! runner    one attempt                           machine   disk, jail, leases
 //! invariant the promises, by name                 history   the true story, and what it must obey
 //! witness   what an engine was told               faults    what goes wrong, and the end
@@ -34,6 +35,7 @@ mod invariant;
 mod machine;
 mod network;
 mod plan;
+mod redrive;
 mod release;
 mod rng;
 mod runner;

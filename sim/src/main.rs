@@ -1,6 +1,7 @@
 //! `mesh-sim`: plays seeds, and tells how to see a failing one again.
 
 use std::{
+    collections::BTreeSet,
     process::ExitCode,
     sync::{
         Mutex,
@@ -30,6 +31,9 @@ struct Flags {
     /// A rule that is broken on purpose.
     #[arg(long, value_enum)]
     broken: Option<Broken>,
+    /// Tell of each change of a state the first seed that shows it.
+    #[arg(long)]
+    changes: bool,
 }
 
 fn main() -> ExitCode {
@@ -43,6 +47,14 @@ fn main() -> ExitCode {
     for outcome in failed.iter().take(20) {
         if let Some(violation) = &outcome.broken {
             println!("seed {}: {violation}\n  {}", outcome.seed, replay(outcome.seed, flags.broken));
+        }
+    }
+    if flags.changes {
+        let mut known = BTreeSet::new();
+        for outcome in &outcomes {
+            for (of, from, to) in outcome.changes.iter().filter(|change| known.insert(**change)) {
+                println!("{:>6}: a {of} goes from {from} to {to}", outcome.seed);
+            }
         }
     }
     let happenings: u64 = outcomes.iter().map(|outcome| outcome.happenings).sum();

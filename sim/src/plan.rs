@@ -23,6 +23,8 @@ pub struct Plan {
     pub nodes: Vec<Facts>,
     pub jobs: Vec<PlannedJob>,
     pub faults: Vec<(Micros, Fault)>,
+    /// When somebody looks for dead letters and tries some of them again.
+    pub redrives: Vec<Micros>,
     /// When everything is healed.
     pub healed_at: Micros,
     pub weather: Weather,
@@ -198,11 +200,12 @@ impl Plan {
             preempt: rate(300),
             twice: rate(100),
         };
+        let redrives = redrives(&mut Rng::new(seed ^ 0x0064_6561_6421), healed_at);
         let feed_below_ms = rng.pick(&[0, 2_000, 2_000, 60_000]).unwrap_or(2_000);
         let (suspect_after_ms, offline_after_ms) =
             rng.pick(&[(15_000, 30_000), (15_000, 30_000), (10_000, 15_000)]).unwrap_or((15_000, 30_000));
         let settings = Settings { feed_below_ms, suspect_after_ms, offline_after_ms, ..Settings::default() };
-        Self { nodes, jobs, faults, healed_at, weather, settings, offline_after_ms, hosts, clocks }
+        Self { nodes, jobs, faults, redrives, healed_at, weather, settings, offline_after_ms, hosts, clocks }
     }
 }
 
@@ -359,6 +362,12 @@ fn faults(rng: &mut Rng, nodes: usize, hosts: usize, healed_at: Micros) -> Vec<(
         faults.push((at, fault));
     }
     faults
+}
+
+/// Now and then, up to a while after all is healed; in a third of the seeds never.
+fn redrives(rng: &mut Rng, healed_at: Micros) -> Vec<Micros> {
+    let most = rng.pick(&[0, 4, 12]).unwrap_or(0);
+    (0..rng.range(0, most + 1)).map(|_| rng.range(SECOND, healed_at + 60 * SECOND)).collect()
 }
 
 /// One node and all hosts, one host and all nodes, or one of each.

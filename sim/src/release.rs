@@ -82,6 +82,7 @@ impl World {
                 .jobs
                 .get(number)
                 .is_some_and(|job| job.row.ending == Some(*state) || is_final(job.row.state)),
+            Say::Reply(_, Reply::Redriven { number, .. }) => database.redrives.contains_key(number),
             // One of several views in a batch may be older than the row that landed.
             Say::JobChanged(view) => database
                 .jobs
@@ -98,7 +99,6 @@ impl World {
                 _,
                 Reply::Registered { .. }
                 | Reply::Heard { .. }
-                | Reply::Redriven { .. }
                 | Reply::Node(_)
                 | Reply::Nodes(_)
                 | Reply::Explained(_)

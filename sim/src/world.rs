@@ -17,6 +17,7 @@ use crate::{
     machine::{DaemonStep, JailStep, Machine},
     network::{Connection, Link, Message, Point, Side},
     plan::{Fault, MS, Micros, Plan, SECOND, Weather},
+    redrive::{RedriveStep, Redriver},
     rng::Rng,
     transaction::{Transaction, TxAnswer},
 };
@@ -56,6 +57,8 @@ pub enum Happening {
     MustBeDead { node: usize, key: AttemptKey, life: u64 },
     Client { client: usize, step: ClientStep },
     Operator { operation: usize, step: OperatorStep },
+    LookForDead,
+    Redrive { redriver: usize, step: RedriveStep },
 }
 
 /// The whole world.
@@ -84,6 +87,7 @@ pub struct World {
     pub connections: BTreeMap<u64, Connection>,
     pub clients: Vec<Client>,
     pub operations: Vec<Operation>,
+    pub redrivers: Vec<Redriver>,
     pub history: History,
     calm: Weather,
     done: bool,
@@ -169,6 +173,7 @@ impl World {
             connections: BTreeMap::new(),
             clients: Client::all(&plan),
             operations: Vec::new(),
+            redrivers: Vec::new(),
             history: History::new(trace),
             calm: Weather::default(),
             done: false,
@@ -192,6 +197,9 @@ impl World {
         }
         for (at, fault) in self.plan.faults.clone() {
             self.at(at, Happening::Fault(fault));
+        }
+        for at in self.plan.redrives.clone() {
+            self.at(at, Happening::LookForDead);
         }
         self.at(self.plan.healed_at, Happening::Heal);
     }
@@ -244,6 +252,8 @@ impl World {
             Happening::MustBeDead { node, key, life } => self.must_be_dead(node, key, life),
             Happening::Client { client, step } => self.client_step(client, step),
             Happening::Operator { operation, step } => self.operator_step(operation, step),
+            Happening::LookForDead => self.look_for_dead(),
+            Happening::Redrive { redriver, step } => self.redrive_step(redriver, step),
         }
     }
 
@@ -352,7 +362,9 @@ impl World {
             | Happening::Jail { .. }
             | Happening::MustBeDead { .. }
             | Happening::Client { .. }
-            | Happening::Operator { .. } => None,
+            | Happening::Operator { .. }
+            | Happening::LookForDead
+            | Happening::Redrive { .. } => None,
         }
     }
 }

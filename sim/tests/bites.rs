@@ -59,6 +59,11 @@ fn a_withdrawal_without_answer() {
 }
 
 #[test]
+fn a_redrive_that_runs_again_what_had_completed() {
+    caught(Broken::RedrivesCompleted);
+}
+
+#[test]
 fn an_inventory_that_is_ignored() {
     caught(Broken::IgnoresInventory);
 }

@@ -15,7 +15,8 @@ use super::{
 };
 
 impl Engine {
-    /// A person cancels a job. The answer comes when that is durable, not when all is over.
+    /// A person cancels a job. The answer comes when that is durable, not when all is over. A job
+    /// that is failing already ends as cancelled, so that nobody tries it again.
     pub(super) fn cancel_job(
         &mut self,
         now: Time,
@@ -27,13 +28,15 @@ impl Engine {
         let Some(job) = self.jobs.get_mut(&number) else {
             return Self::refuse(reply, Refusal::NoSuchJob, fx);
         };
-        if job.ending.is_none() {
-            job.ending = Some(JobState::Cancelled);
+        let before = job.ending.replace(JobState::Cancelled);
+        if before != Some(JobState::Cancelled) {
             reason.clone_into(&mut job.reason);
+            self.dirty.entry(number).or_default();
+        }
+        if before.is_none() {
             self.cancel_rest(now, number, fx);
         }
-        let state = self.jobs.get(&number).and_then(|job| job.ending).unwrap_or(JobState::Cancelled);
-        fx.says.push(Say::Reply(reply, Reply::Cancelled { number, state }));
+        fx.says.push(Say::Reply(reply, Reply::Cancelled { number, state: JobState::Cancelled }));
     }
 
     /// Cancels whatever of a job is not over.

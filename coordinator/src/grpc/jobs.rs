@@ -50,6 +50,8 @@ const STREAM: usize = 8;
 const OUTPUT_PAGE: u32 = 200;
 /// Longest idempotency key, in bytes.
 const MAX_KEY: usize = 128;
+/// Tries to cancel a job that is redriven again and again meanwhile.
+const TRIES: usize = 5;
 
 /// Serves jobs.
 pub struct JobsService {
@@ -163,16 +165,25 @@ impl Jobs for JobsService {
             reason => mesh_proto::names::escape(reason).chars().take(200).collect(),
         };
         self.store.note(&user, "job.cancel", &number.to_string(), "").await?;
-        match self.core.ask(|reply| Event::JobCancelled { reply, job: number, reason }).await {
-            Ok(Reply::Cancelled { number, state }) => {
-                let response = CancelJobResponse { number: number.0, state: state.into(), already: false };
-                Ok(Response::new(response))
+        for _ in 0..TRIES {
+            let reason = reason.clone();
+            match self.core.ask(|reply| Event::JobCancelled { reply, job: number, reason }).await {
+                Ok(Reply::Cancelled { number, state }) => {
+                    let response =
+                        CancelJobResponse { number: number.0, state: state.into(), already: false };
+                    return Ok(Response::new(response));
+                }
+                Ok(_) => return Err(CoreError::Mismatch.into()),
+                // No unfinished job has the number: it ended before.
+                Err(CoreError::Refused(Refusal::NoSuchJob)) => {
+                    if let Some(response) = self.cancelled_before(number).await? {
+                        return Ok(Response::new(response));
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
-            Ok(_) => Err(CoreError::Mismatch.into()),
-            // No unfinished job has the number: it ended before.
-            Err(CoreError::Refused(Refusal::NoSuchJob)) => self.cancelled_before(number).await,
-            Err(error) => Err(error.into()),
         }
+        Err(CoreError::Refused(Refusal::Changed(number)).into())
     }
 
     async fn list_dead(
@@ -351,15 +362,19 @@ impl JobsService {
         self.read(number).await
     }
 
-    /// The answer to a cancel of a job that is over.
-    async fn cancelled_before(&self, number: JobNumber) -> Result<Response<CancelJobResponse>, Status> {
+    /// The answer to a cancel of a job that is over; none if it was redriven meanwhile.
+    async fn cancelled_before(&self, number: JobNumber) -> Result<Option<CancelJobResponse>, Status> {
         let record = self.read(number).await?;
-        if record.state == JobState::Cancelled {
-            let response =
-                CancelJobResponse { number: number.0, state: JobState::Cancelled.into(), already: true };
-            return Ok(Response::new(response));
+        match record.state {
+            JobState::Queued | JobState::Running => Ok(None),
+            JobState::Cancelled => {
+                let state = JobState::Cancelled.into();
+                Ok(Some(CancelJobResponse { number: number.0, state, already: true }))
+            }
+            JobState::Unspecified | JobState::Completed | JobState::PartiallyCompleted | JobState::Failed => {
+                Err(Code::Conflict.status(format!("job {number} is {} already", record.state.upper())))
+            }
         }
-        Err(Code::Conflict.status(format!("job {number} is {} already", record.state.upper())))
     }
 }
 

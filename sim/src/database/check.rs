@@ -9,7 +9,7 @@ use coordinator::engine::{
 };
 use mesh_proto::ids::{JobNumber, TaskKey};
 
-use super::{Database, Rows, is_final, is_over};
+use super::{Database, Rows, is_final, is_over, keys};
 use crate::invariant::{Invariant, Violation};
 
 /// What the engine says of an attempt that its agent gave back.
@@ -24,13 +24,22 @@ pub fn is_given_back(end: &AttemptEnd) -> bool {
 impl Database {
     /// Checks what a commit touched.
     pub(super) fn check(&self, rows: &Rows) -> Result<(), Violation> {
-        let touched: BTreeSet<TaskKey> =
-            rows.tasks.keys().copied().chain(rows.attempts.keys().map(|attempt| attempt.task)).collect();
+        let touched: BTreeSet<TaskKey> = rows
+            .tasks
+            .keys()
+            .copied()
+            .chain(rows.attempts.keys().map(|attempt| attempt.task))
+            .chain(rows.moved.iter().flat_map(keys))
+            .collect();
         for key in &touched {
             self.check_task(*key)?;
         }
-        let jobs: BTreeSet<JobNumber> =
-            touched.iter().map(|key| key.job).chain(rows.jobs.keys().copied()).collect();
+        let jobs: BTreeSet<JobNumber> = touched
+            .iter()
+            .map(|key| key.job)
+            .chain(rows.jobs.keys().copied())
+            .chain(rows.redriven.iter().map(|row| row.number))
+            .collect();
         for job in jobs {
             self.check_job(job)?;
         }
@@ -78,11 +87,13 @@ impl Database {
                 format!("{task:?} is finished at no time, or too early"),
             ));
         }
-        self.check_failures(key, &ends)
+        let first = self.series.get(&key).copied().unwrap_or(1);
+        let earlier = attempts.iter().filter(|row| row.key.number < first && row.ended.is_some()).count();
+        self.check_failures(key, &ends[earlier..])
     }
 
-    /// Losses and failures are counted apart, giving back is neither, and a task fails only when
-    /// they say so.
+    /// Losses and failures of a series are counted apart, giving back is neither, and a task fails
+    /// only when they say so. A redrive begins the next series.
     fn check_failures(&self, key: TaskKey, ends: &[&AttemptEnd]) -> Result<(), Violation> {
         let Some(job) = self.jobs.get(&key.job) else {
             return Err(Violation::new(Invariant::GuardsHold, format!("{key} is of no job")));

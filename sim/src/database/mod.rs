@@ -43,6 +43,10 @@ pub struct Database {
     pub attempts: BTreeMap<AttemptKey, AttemptRow>,
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     pub keys: BTreeMap<String, JobNumber>,
+    /// The first attempt of each task's latest series, where a redrive began one.
+    pub series: BTreeMap<TaskKey, u32>,
+    /// How often each job was redriven: its rows in the audit.
+    pub redrives: BTreeMap<JobNumber, u64>,
     /// The id of the last recorded decision.
     pub decisions: u64,
     /// The leader's row: its host, none when it was laid down.
@@ -72,6 +76,8 @@ pub struct Rows {
     decisions: Vec<u64>,
     moved: Vec<Moved>,
     redriven: Vec<Redriven>,
+    /// Series of attempts that began within the batch, by their first attempt.
+    series: BTreeMap<TaskKey, u32>,
 }
 
 impl Rows {
@@ -95,7 +101,14 @@ impl Rows {
                 Write::Attempt(row) => {
                     rows.attempts.insert(row.key, row);
                 }
-                Write::Moved(moved) => rows.moved.extend(fold(&mut rows.tasks, moved)),
+                Write::Moved(moved) => {
+                    if moved.how.is_anew() {
+                        for key in keys(&moved).filter(|key| rows.tasks.contains_key(key)) {
+                            rows.series.insert(key, rows.tasks[&key].attempt + 1);
+                        }
+                    }
+                    rows.moved.extend(fold(&mut rows.tasks, moved));
+                }
                 Write::Redriven(row) => rows.redriven.push(row),
                 Write::Decision(decision) => rows.decisions.push(decision.id),
                 Write::Node { record, .. } => {
@@ -120,6 +133,12 @@ impl Rows {
     }
 }
 
+/// The tasks that a move is for.
+fn keys(moved: &Moved) -> impl Iterator<Item = TaskKey> {
+    let (job, task) = (moved.job, moved.task);
+    moved.elements.iter().flatten().map(move |index| TaskKey { job, task, index })
+}
+
 /// What a commit changed that the history is checked for.
 #[derive(Debug, Default)]
 pub struct Landed {
@@ -127,6 +146,9 @@ pub struct Landed {
     pub ended: Vec<AttemptRow>,
     pub finished_tasks: Vec<TaskRow>,
     pub finished_jobs: Vec<JobNumber>,
+    pub redriven: Vec<JobNumber>,
+    /// Tasks that begin a new series of attempts.
+    pub anew: u64,
     pub changes: Vec<Change>,
 }
 
@@ -153,15 +175,7 @@ impl Database {
             self.insert_job(*number, job);
         }
         for row in &rows.redriven {
-            let job = self
-                .jobs
-                .get_mut(&row.number)
-                .ok_or_else(|| Violation::new(Invariant::GuardsHold, format!("{} has no row", row.number)))?;
-            if job.row.finished_at != row.finished_at {
-                let what = format!("{:?} is opened, read as {row:?}", job.row);
-                return Err(Violation::new(Invariant::GuardsHold, what));
-            }
-            job.row.finished_at = None;
+            self.reopen(row, landed)?;
         }
         for row in rows.jobs.values() {
             let job = self
@@ -193,23 +207,9 @@ impl Database {
             self.write_attempt(row, landed)?;
         }
         for moved in &rows.moved {
-            for index in moved.elements.iter().flatten() {
-                let key = TaskKey { job: moved.job, task: moved.task, index };
-                let row = self.tasks.get_mut(&key).ok_or_else(|| {
-                    Violation::new(Invariant::GuardsHold, format!("{key} moves and has no row"))
-                })?;
-                let (from, to) = moved.how.states();
-                if row.state != from {
-                    let what = format!("{row:?} is not {from:?}: {:?}", moved.how);
-                    return Err(Violation::new(Invariant::GuardsHold, what));
-                }
-                row.state = to;
-                row.finished_at = (to == TaskState::Cancelled).then_some(moved.at);
-                if moved.how.is_anew() {
-                    (row.own_failures, row.losses, row.started_at) = (0, 0, None);
-                }
-            }
+            self.shift(moved, landed)?;
         }
+        self.series.extend(&rows.series);
         for row in rows.tasks.values() {
             if let Some(old) = self.tasks.get(&row.key) {
                 if is_over(old.state) || row.attempt < old.attempt {
@@ -218,7 +218,8 @@ impl Database {
                         format!("a task that is over, or further, changes: {old:?} to {row:?}"),
                     ));
                 }
-                if row.losses < old.losses || row.own_failures < old.own_failures {
+                let anew = rows.series.contains_key(&row.key);
+                if !anew && (row.losses < old.losses || row.own_failures < old.own_failures) {
                     return Err(Violation::new(
                         Invariant::TerminalStays,
                         format!("{} counts back: {old:?} to {row:?}", row.key),
@@ -244,6 +245,53 @@ impl Database {
         for (id, record) in &rows.nodes {
             if self.nodes.insert(*id, record.clone()).is_none() {
                 return Err(Violation::new(Invariant::GuardsHold, format!("{id} has no row")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a job that is over, if it is the one that was read.
+    fn reopen(&mut self, row: &Redriven, landed: &mut Landed) -> Result<(), Violation> {
+        let job = self
+            .jobs
+            .get_mut(&row.number)
+            .ok_or_else(|| Violation::new(Invariant::GuardsHold, format!("{} has no row", row.number)))?;
+        if row.finished_at.is_some() {
+            if job.row.finished_at != row.finished_at {
+                let what = format!("{:?} is opened, read as {row:?}", job.row);
+                return Err(Violation::new(Invariant::GuardsHold, what));
+            }
+            let open = if job.row.started_at.is_some() { JobState::Running } else { JobState::Queued };
+            landed.changes.push(("job", job.row.state.lower(), open.lower()));
+            (job.row.state, job.row.ending, job.row.finished_at) = (open, None, None);
+        }
+        *self.redrives.entry(row.number).or_default() += 1;
+        landed.redriven.push(row.number);
+        Ok(())
+    }
+
+    /// Moves tasks from state to state, with no attempt to tell of.
+    fn shift(&mut self, moved: &Moved, landed: &mut Landed) -> Result<(), Violation> {
+        let (from, to) = moved.how.states();
+        for key in keys(moved) {
+            let row = self.tasks.get_mut(&key).ok_or_else(|| {
+                Violation::new(Invariant::GuardsHold, format!("{key} moves and has no row"))
+            })?;
+            if row.state == TaskState::Completed {
+                let what = format!("what is completed is tried again: {row:?}, {:?}", moved.how);
+                return Err(Violation::new(Invariant::TerminalStays, what));
+            }
+            if row.state != from {
+                let what = format!("{row:?} is not {from:?}: {:?}", moved.how);
+                return Err(Violation::new(Invariant::GuardsHold, what));
+            }
+            landed.changes.push(("task", from.lower(), to.lower()));
+            row.state = to;
+            row.finished_at = (to == TaskState::Cancelled).then_some(moved.at);
+            if moved.how.is_anew() {
+                (row.own_failures, row.losses, row.started_at) = (0, 0, None);
+                self.series.insert(key, row.attempt + 1);
+                landed.anew += 1;
             }
         }
         Ok(())

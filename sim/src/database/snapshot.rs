@@ -31,6 +31,12 @@ impl Database {
         }
     }
 
+    /// A job as the engine would hold it, whether it is over or not.
+    #[must_use]
+    pub fn stored(&self, number: JobNumber) -> Option<StoredJob> {
+        Some(self.stored_job(number, self.jobs.get(&number)?))
+    }
+
     fn stored_job(&self, number: JobNumber, job: &JobRows) -> StoredJob {
         let tasks = (0_u32..).zip(&job.new.tasks).map(|(task, definition)| {
             let all = |state| {

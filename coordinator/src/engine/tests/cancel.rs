@@ -164,18 +164,6 @@ fn a_second_cancel_says_the_same() {
 }
 
 #[test]
-fn a_cancel_of_a_failing_job_leaves_it_failed() {
-    let mut mesh = Mesh::new();
-    mesh.join(0, facts(2));
-    let number = mesh.submit(job(vec![array("a", 2)]));
-    let running = mesh.start_task(key(number, 0, 1));
-    mesh.end_task(key(number, 0, 0), failed());
-    assert_eq!(mesh.cancel(number), Ok(JobState::Failed));
-    mesh.end(running, ended(Cause::Cancelled));
-    assert_eq!(mesh.job_state(number), JobState::Failed);
-}
-
-#[test]
 fn a_finished_job_cannot_be_cancelled() {
     let mut mesh = Mesh::with_nodes(1);
     let number = mesh.submit(job(vec![task("a")]));
@@ -195,4 +183,20 @@ fn a_start_after_the_cancel_is_still_heard() {
     assert_eq!(mesh.job_state(number), JobState::Running);
     mesh.end(attempt, ended(Cause::Cancelled));
     assert_eq!(mesh.job_state(number), JobState::Cancelled);
+}
+
+#[test]
+fn a_job_that_is_failing_is_cancelled_for_good() {
+    let mut mesh = Mesh::new();
+    mesh.join(0, facts(16));
+    let number = mesh.submit(job(vec![task("a"), task("b")]));
+    let b = mesh.start_task(key(number, 1, 0));
+    mesh.end_task(key(number, 0, 0), failed());
+    assert_eq!(mesh.store.jobs[&number].row.ending, Some(JobState::Failed), "b still runs");
+    assert_eq!(mesh.cancel(number), Ok(JobState::Cancelled));
+    assert_eq!(mesh.store.jobs[&number].row.ending, Some(JobState::Cancelled), "and it is durable");
+    assert_eq!(mesh.store.jobs[&number].row.reason, "not needed");
+    mesh.end(b, ended(Cause::Cancelled));
+    assert_eq!(mesh.job_state(number), JobState::Cancelled);
+    assert_eq!(mesh.redrive(number, &[]), Err(Refusal::WasCancelled(number)), "nobody brings it back");
 }
