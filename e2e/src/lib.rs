@@ -10,6 +10,7 @@
 mod agent;
 mod binary;
 mod cli;
+mod disk;
 mod gate;
 mod http;
 mod job;
@@ -23,6 +24,7 @@ mod witness;
 
 pub use agent::{Agent, AgentOptions};
 pub use cli::{Outcome, Running, meshctl_alone};
+pub use disk::{Filler, can_mount};
 pub use gate::Gate;
 pub use http::{Reply, get};
 pub use job::Job;

@@ -16,7 +16,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    Agent, AgentOptions, Gate, Job, Outcome, Reply, Running, Second, Witness, agent, binary, http,
+    Agent, AgentOptions, Filler, Gate, Job, Outcome, Reply, Running, Second, Witness, agent, binary, disk,
+    http,
     process::{Process, Signal, kill_marked, tail},
     wait::{self, secs},
     watchman::Watchman,
@@ -36,6 +37,11 @@ pub struct MeshOptions {
     pub own_timings: bool,
     /// A database, a secret and a store that a second coordinator can share ([`Mesh::second`]).
     pub shared: bool,
+    /// Of these a shared database alone.
+    pub lonely: bool,
+    /// The data directory lies on a disk of its own, of so many MiB ([`Mesh::fill_disk`]). It and
+    /// what is in it are there for the coordinator's processes alone.
+    pub disk: Option<u32>,
 }
 
 /// A running mesh. Ends with the value, and nothing of it is left.
@@ -67,7 +73,6 @@ impl Mesh {
         }
         let timings = if options.own_timings { "" } else { FAST };
         let config = format!("{timings}{}", options.extra);
-        fs::write(root.path().join("coordinator.toml"), config).expect("write the configuration");
         let watchman = Watchman::start(root.path());
         let mut mesh = Self {
             _watchman: watchman,
@@ -78,13 +83,19 @@ impl Mesh {
             options,
             files: AtomicU32::new(0),
         };
-        if mesh.options.shared {
+        mesh.configure(&config);
+        if mesh.options.shared || mesh.options.lonely {
             let secret = "a secret that all coordinators share\n";
             fs::write(mesh.root.path().join("secret"), secret).expect("write the secret");
             mesh.start_database();
         }
         mesh.start_coordinator();
         mesh
+    }
+
+    /// Writes the configuration file anew, for the next start of a coordinator.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.root.path().join("coordinator.toml"), text).expect("write the configuration");
     }
 
     /// A mesh that a second coordinator can join.
@@ -108,6 +119,9 @@ impl Mesh {
     pub fn sharing(&self) -> Vec<String> {
         let Some((_, url)) = &self.database else { return Vec::new() };
         let path = |name: &str| self.root.path().join(name).display().to_string();
+        if self.options.lonely {
+            return vec!["--database-url".to_owned(), url.clone()];
+        }
         ["--database-url", url, "--mesh-secret-file", &path("secret"), "--store-dir", &path("store")]
             .map(str::to_owned)
             .to_vec()
@@ -141,7 +155,10 @@ impl Mesh {
     #[track_caller]
     pub fn start_coordinator(&mut self) {
         let address = |key: &str| self.ready[key].as_str().unwrap_or("127.0.0.1:0").to_owned();
-        let mut command = Command::new(binary::path("coordinator"));
+        let mut command = match self.options.disk {
+            None => Command::new(binary::path("coordinator")),
+            Some(size) => disk::on_its_own(size, &self.data_dir(), &binary::path("coordinator")),
+        };
         command.arg("serve").arg("--data-dir").arg(self.data_dir());
         command.arg("--config").arg(self.root.path().join("coordinator.toml"));
         command.args(["--listen", &address("grpc"), "--join-listen", &address("join")]);
@@ -178,6 +195,12 @@ impl Mesh {
         let ended = wait::within(time, || (!crate::process::alive(process.pid())).then_some(()));
         process.signal(Signal::SIGCONT);
         assert!(ended.is_none(), "the coordinator died while it was stopped");
+    }
+
+    /// Fills the disk of its own to its last block until the value goes.
+    #[track_caller]
+    pub fn fill_disk(&self) -> Filler {
+        Filler::new(self.coordinator_pid(), &self.data_dir())
     }
 
     /// Stops every process of the private Postgres until the value goes.
@@ -221,6 +244,10 @@ impl Mesh {
     }
 
     pub fn credential(&self) -> PathBuf {
+        if self.options.disk.is_some() {
+            // What the coordinator says lies on the disk that only its processes see.
+            return self.root.path().join(".config/mesh/credential");
+        }
         PathBuf::from(self.ready["credential"].as_str().expect("the ready line names the credential"))
     }
 
@@ -233,11 +260,22 @@ impl Mesh {
 
     /// `psql` with a statement for the private Postgres, by its superuser.
     pub fn psql(&self, statement: &str) -> Command {
-        let mut command = Command::new("psql");
+        let mut command = match self.options.disk {
+            None => Command::new("psql"),
+            Some(_) => disk::beside(self.coordinator_pid(), "psql"),
+        };
         command.arg("-h").arg(self.data_dir().join("postgres")).args(["-U", "postgres", "-d", "mesh"]);
         command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", statement]).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         command
+    }
+
+    /// What a query to the private Postgres gives, as text, by its superuser.
+    #[track_caller]
+    pub fn query(&self, query: &str) -> String {
+        let out = self.psql(query).args(["-A", "-t"]).stdout(Stdio::piped()).output().expect("psql runs");
+        assert!(out.status.success(), "{query}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).trim().to_owned()
     }
 
     /// GETs from the HTTP port.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use mesh_e2e::{
-    AgentOptions, Mesh, Signal, Witness, signal,
+    AgentOptions, Mesh, MeshOptions, Signal, Witness, can_mount, signal,
     wait::{self, secs},
 };
 
@@ -169,6 +169,112 @@ fn a_database_that_has_no_connection_left_for_a_while_costs_nothing() {
         },
         |mesh| mesh.sql("ALTER DATABASE mesh CONNECTION LIMIT -1"),
     );
+}
+
+/// The lead and how often it was taken.
+fn epoch(mesh: &Mesh) -> String {
+    mesh.query("SELECT epoch FROM leader")
+}
+
+#[test]
+fn a_database_that_stands_still_for_seconds_costs_no_task_and_no_epoch() {
+    let (mesh, agents) = Mesh::with_agents(["attic", "lab"]);
+    let witness = mesh.witness();
+    let number = busy(&mesh, &witness, 60);
+    let before = epoch(&mesh);
+    let some_more = |ends: usize| {
+        wait::until(secs(60), "some are done", || (witness.count("end") >= ends).then_some(()));
+    };
+    some_more(5);
+    // Longer than a silent node is borne, and than a stand-by would wait.
+    for table in ["tasks", "leader"] {
+        mesh.sql(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(4); COMMIT"));
+        some_more(witness.count("end") + 5);
+    }
+    // The one server process that commits, while the others answer.
+    let writer = mesh.query(
+        "SELECT pid FROM pg_stat_activity
+         WHERE application_name = 'mesh-coordinator' AND query LIKE '%UPDATE leader%' ORDER BY backend_start LIMIT 1",
+    );
+    let writer = writer.parse().expect("the coordinator commits");
+    signal(writer, Signal::SIGSTOP);
+    let file = mesh.job_file("{name: patient, command: ['true']}");
+    let submit = mesh.spawn(&["submit", file.to_str().unwrap(), "--wait"]);
+    wait::holds(secs(4), "nobody is given up", || {
+        mesh.http("/readyz").is_some_and(|ready| ready.status == 200)
+    });
+    signal(writer, Signal::SIGCONT);
+    let waited = submit.outcome();
+    assert_eq!(waited.code, 0, "{waited}");
+    whole(&mesh, number, 60, &witness);
+    assert_eq!(witness.count("start"), 60, "a task was started again");
+    assert_eq!(epoch(&mesh), before, "the lead was lost without need");
+    for agent in &agents {
+        agent.settles();
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_what_was_acknowledged_is_there_once_there_is_space() {
+    if !can_mount() {
+        eprintln!("SKIPPED: this machine lets no test mount a small disk");
+        return;
+    }
+    let mesh = Mesh::start_with(MeshOptions { disk: Some(300), ..MeshOptions::default() });
+    let _agent = mesh.agent("attic", AgentOptions::default());
+    let witness = mesh.witness();
+    let gate = mesh.gate("task");
+    let job = mesh.submit(&format!(
+        "{{name: through, script: '{}; saw start; {}; saw end'}}",
+        witness.shell(),
+        gate.shell()
+    ));
+    wait::until(secs(30), "it runs", || (witness.count("start") == 1).then_some(()));
+    let filler = mesh.fill_disk();
+    // Nothing that compresses away, so that the database soon needs another page.
+    let noise: String = (0..60_000_u32)
+        .map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8 % 26))
+        .collect();
+    let submit = |number: usize| {
+        let env = format!("{{NUMBER: '{number}', NOISE: {noise}}}");
+        let file = mesh.job_file(&format!("{{name: large, command: ['true'], env: {env}}}"));
+        mesh.meshctl(&["submit", file.to_str().unwrap()])
+    };
+    let mut taken: Vec<u64> = Vec::new();
+    let refused = wait::until(secs(60), "a submit is refused", || {
+        let out = submit(taken.len());
+        if out.code != 0 {
+            return Some(out);
+        }
+        taken.push(out.stdout.trim().parse().expect("a job's number"));
+        None
+    });
+    assert_eq!(refused.code, 5, "{refused}");
+    assert!(refused.stderr.contains("disk is full"), "{refused}");
+    assert_eq!(mesh.http("/healthz").unwrap().status, 200);
+    // Postgres itself ends when its log cannot grow, and cannot be started before there is space.
+    wait::until(secs(30), "Postgres ends", || {
+        filler.fill();
+        (!mesh.psql("SELECT pg_switch_wal()").output().expect("psql runs").status.success()).then_some(())
+    });
+    let refused = wait::until(secs(30), "the disk is named again", || {
+        filler.fill();
+        Some(submit(taken.len())).filter(|out| out.stderr.contains("disk is full"))
+    });
+    assert_eq!(refused.code, 5, "{refused}");
+    wait::holds(secs(2), "the task runs on", || witness.count("start") == 1 && witness.count("end") == 0);
+    drop(filler);
+    let freed = std::time::Instant::now();
+    mesh.node_becomes("attic", "HEALTHY");
+    mesh.submit("{name: after, command: ['true']}").completes();
+    assert!(freed.elapsed() < secs(20), "it took {:?}", freed.elapsed());
+    for number in taken {
+        mesh.job(number).completes();
+    }
+    gate.open();
+    job.completes();
+    assert_eq!((witness.count("start"), witness.count("end")), (1, 1));
+    assert_eq!(job.task("through")["attempt"], 1);
 }
 
 #[test]

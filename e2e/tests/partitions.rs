@@ -129,31 +129,48 @@ fn a_partition_shorter_than_the_lease_costs_nothing() {
     }
 }
 
+/// Behind a long cut a kept task is replaced; once healed, the loser is ended and one result counts.
+fn kept_behind(cut_off: impl Fn(&Proxy)) {
+    let cable = Cable::new();
+    let cut = cable.agent();
+    let witness = cable.mesh.witness();
+    let job = cable.pulse(&witness, "keep");
+    starts(&witness, 1);
+    let _whole = cable.whole();
+    cut_off(&cable.proxy);
+    cable.node_becomes("cut", "OFFLINE");
+    starts(&witness, 2);
+    let seen = witness.count("alive");
+    let both = || {
+        let alive = witness.all("alive");
+        (1..=2).all(|attempt| alive.iter().skip(seen).any(|event| event.attempt == attempt)).then_some(())
+    };
+    wait::until(secs(10), "both live, each on its side", both);
+    cable.proxy.heal();
+    let healed = Instant::now();
+    wait::until(secs(20), "the loser is ended", || (cut.processes().len() <= 2).then_some(()));
+    let took = healed.elapsed();
+    assert!(took <= secs(5), "the loser lived for {took:?} after the healing");
+    cable.node_becomes("cut", "HEALTHY");
+    cable.finish(job);
+    assert_eq!(job.task("pulse")["attempt"], 2);
+    assert_eq!(witness.count("end"), 1, "one result");
+    assert_eq!(witness.count("start"), 2);
+}
+
 #[test]
 fn behind_a_long_partition_a_kept_task_is_replaced_and_ended_once_healed() {
-    for way in [Some(Way::Up), None] {
-        let cable = Cable::new();
-        let cut = cable.agent();
-        let witness = cable.mesh.witness();
-        let job = cable.pulse(&witness, "keep");
-        starts(&witness, 1);
-        let _whole = cable.whole();
-        match way {
-            Some(way) => cable.proxy.swallow(way),
-            None => cable.proxy.partition(),
-        }
-        cable.node_becomes("cut", "OFFLINE");
-        starts(&witness, 2);
-        cable.proxy.heal();
-        let healed = Instant::now();
-        wait::until(secs(20), "the loser is ended", || (cut.processes().len() <= 2).then_some(()));
-        let took = healed.elapsed();
-        assert!(took <= secs(5), "{way:?}: the loser lived for {took:?} after the healing");
-        cable.finish(job);
-        assert_eq!(job.task("pulse")["attempt"], 2);
-        assert_eq!(witness.count("end"), 1, "one result");
-        assert_eq!(witness.count("start"), 2);
-    }
+    kept_behind(Proxy::partition);
+}
+
+#[test]
+fn a_kept_task_whose_node_is_not_heard_for_long_is_replaced_and_ended_once_healed() {
+    kept_behind(|proxy| proxy.swallow(Way::Up));
+}
+
+#[test]
+fn a_kept_task_whose_node_hears_nothing_for_long_is_replaced_and_ended_once_healed() {
+    kept_behind(|proxy| proxy.swallow(Way::Down));
 }
 
 /// Breaks the network of a node on whose lease a task lives, in several ways; the task is gone before
@@ -203,6 +220,30 @@ fn a_leased_task_of_a_killed_daemon_behind_a_partition_never_runs_beside_its_rep
 #[test]
 fn what_is_lost_on_the_way_back_ends_a_leased_task_as_well() {
     killed_before_it_is_replaced(|cable, _| cable.proxy.swallow(Way::Down));
+}
+
+#[test]
+fn a_lease_outlasts_a_coordinator_that_comes_back_with_less_patience() {
+    let patient = "[timings]\nheartbeat = \"200ms\"\nsuspect_after = \"1500ms\"\noffline_after = \"12s\"\n";
+    let hasty = "[timings]\nheartbeat = \"200ms\"\nsuspect_after = \"700ms\"\noffline_after = \"1500ms\"\n";
+    let mut cable = Cable::with(patient);
+    let _cut = cable.agent();
+    let witness = cable.mesh.witness();
+    let number = cable.pulse(&witness, "kill").number;
+    starts(&witness, 1);
+    let _whole = cable.whole();
+    cable.proxy.partition();
+    cable.mesh.kill_coordinator();
+    cable.mesh.configure(hasty);
+    cable.mesh.start_coordinator();
+    starts(&witness, 2);
+    let second = || (witness.all("alive").last()?.attempt == 2).then_some(());
+    wait::until(secs(10), "the second lives", second);
+    cable.proxy.heal();
+    cable.node_becomes("cut", "HEALTHY");
+    cable.finish(cable.mesh.job(number));
+    never_two_at_once(&witness);
+    assert_eq!(cable.mesh.job(number).task("pulse")["attempt"], 2);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mesh_e2e::{
-    Agent, AgentOptions, Job, Mesh, Second, Signal, Witness, signal,
+    Agent, AgentOptions, Job, Mesh, MeshOptions, Second, Signal, Witness, signal,
     wait::{self, secs},
 };
 
@@ -137,4 +137,30 @@ fn a_second_coordinator_that_shares_too_little_is_refused() {
     args[3] = wrong.display().to_string();
     refused(&args, "the secret in");
     assert_eq!(mesh.figure("mesh_leader"), 1, "the leader was disturbed");
+}
+
+#[test]
+fn beside_a_leader_that_shares_nothing_a_second_coordinator_is_refused() {
+    let mesh = Mesh::start_with(MeshOptions { lonely: true, ..MeshOptions::default() });
+    let mut args = mesh.sharing();
+    let refused = |args: &[String]| {
+        let mut all = vec!["serve", "--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0"];
+        all.extend(["--http-listen", "127.0.0.1:0"]);
+        all.extend(args.iter().map(String::as_str));
+        let out = mesh.coordinator_call(&all);
+        assert_ne!(out.code, 0, "{out}");
+        assert!(out.stdout.is_empty(), "{out}");
+        for says in ["neither in", "start that one with --mesh-secret-file and --store-dir first"] {
+            assert!(out.stderr.contains(says), "{says}: {out}");
+        }
+    };
+    // Whatever it brings along itself.
+    refused(&args);
+    let secret = mesh.write("secret", "a secret of the second one alone");
+    args.extend(["--mesh-secret-file".to_owned(), secret.display().to_string()]);
+    args.extend(["--store-dir".to_owned(), mesh.path("store").display().to_string()]);
+    refused(&args);
+    assert_eq!(mesh.figure("mesh_leader"), 1, "the leader was disturbed");
+    let _attic = mesh.agent("attic", AgentOptions::default());
+    mesh.submit("{name: after, command: ['true']}").completes();
 }

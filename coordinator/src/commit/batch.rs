@@ -95,6 +95,8 @@ pub(super) struct Committed {
     pub connection: PgConnection,
     pub batch: Batch,
     pub sent_ms: u64,
+    /// It held no rows.
+    pub beat: bool,
     pub result: Result<i64, StoreError>,
 }
 
@@ -119,7 +121,7 @@ pub(super) fn start(
         if !beat {
             metrics.committed(batch.events.len(), started.elapsed());
         }
-        Committed { connection, batch, sent_ms, result }
+        Committed { connection, batch, sent_ms, beat, result }
     })
 }
 

@@ -35,6 +35,9 @@ use crate::{
 
 /// Waits between attempts to begin a term: doubling from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long nothing is tried after the database's disk was found full: less than the time after which
+/// a stand-by, whose database is the same, would take over for nothing.
+const FULL: Duration = Duration::from_secs(1);
 /// How much before the takeover time the lease ends at the most, for clocks that run unevenly;
 /// an eighth of it where that is less.
 const LEASE_MARGIN: Duration = Duration::from_millis(500);
@@ -117,6 +120,9 @@ impl<O: Outside> CommitLoop<O> {
                 Err(StoreError::Fenced) if self.options.alone => break Err(StoreError::Fenced),
                 Err(error) => {
                     warn!(error = &error as &dyn std::error::Error, "cannot begin a term; trying again");
+                    if matches!(error, StoreError::Full(_)) {
+                        self.standing.fills(true);
+                    }
                     self.refuse_waiting();
                     if pause(wait, &shutdown).await {
                         break Ok(());
@@ -147,10 +153,16 @@ impl<O: Outside> CommitLoop<O> {
                     again = false;
                 }
                 End::Failed(error) => {
+                    let full = matches!(error, StoreError::Full(_));
+                    self.standing.fills(full);
                     self.phase.send_replace(Phase::Recovering);
                     error!(error = &error as &dyn std::error::Error, "a commit failed; memory is read anew");
                     self.replies.clear();
                     self.replay.clear();
+                    // Memory would be read, and every agent register, over and over.
+                    if full && pause(FULL, &shutdown).await {
+                        break Ok(());
+                    }
                 }
                 End::Poison { events, fresh, error } => {
                     self.phase.send_replace(Phase::Recovering);

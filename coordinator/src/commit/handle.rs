@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -55,6 +55,8 @@ pub struct Standing {
     leader: watch::Sender<Addresses>,
     /// Why nothing is dispatched or changed.
     halted: watch::Sender<Option<String>>,
+    /// The last thing that could not be written failed for want of space.
+    full: AtomicBool,
     /// Cancelled when this coordinator is deposed or halts; then there is a new one.
     reign: ArcSwap<CancellationToken>,
 }
@@ -68,6 +70,7 @@ impl Default for Standing {
             incarnation: watch::Sender::new(None),
             leader: watch::Sender::default(),
             halted: watch::Sender::default(),
+            full: AtomicBool::new(false),
             reign: ArcSwap::default(),
         }
     }
@@ -110,6 +113,16 @@ impl Standing {
     #[must_use]
     pub fn halts_seen(&self) -> watch::Receiver<Option<String>> {
         self.halted.subscribe()
+    }
+
+    /// Whether it is for want of space on the database's disk that nothing can be written.
+    pub fn fills(&self, full: bool) {
+        self.full.store(full, Ordering::Release);
+    }
+
+    /// Why nobody is served at the moment.
+    pub(super) fn hindrance(&self) -> CoreError {
+        if self.full.load(Ordering::Acquire) { CoreError::Full } else { CoreError::Recovering }
     }
 
     /// Where the leader is reached, as far as a stand-by knows.
@@ -173,6 +186,10 @@ pub struct Core {
 pub enum CoreError {
     #[error("the coordinator is recovering; try again in a moment")]
     Recovering,
+    #[error(
+        "the database's disk is full, so nothing can be changed; free some space on it, and the mesh goes on by itself"
+    )]
+    Full,
     #[error("{}", following(.0))]
     Standby(Vec<String>),
     #[error("the coordinator is shutting down")]
@@ -229,7 +246,7 @@ impl From<CoreError> for Status {
     fn from(error: CoreError) -> Self {
         let code = match &error {
             CoreError::Standby(leader) => return standby_status(leader),
-            CoreError::Recovering | CoreError::Ended => Code::Unavailable,
+            CoreError::Recovering | CoreError::Full | CoreError::Ended => Code::Unavailable,
             CoreError::Refused(Refusal::NoSuchJob | Refusal::NoSuchNode) => Code::NotFound,
             CoreError::Refused(
                 Refusal::KeyUsed(_)
@@ -275,7 +292,7 @@ impl Core {
             Ok(Reply::Refused(refusal)) => Err(CoreError::Refused(refusal)),
             Ok(reply) => Ok(reply),
             // The term that heard it is over.
-            Err(_) => Err(self.ready().err().unwrap_or(CoreError::Recovering)),
+            Err(_) => Err(self.ready().err().unwrap_or_else(|| self.standing.hindrance())),
         }
     }
 
@@ -314,7 +331,7 @@ impl Core {
     pub fn ready(&self) -> Result<(), CoreError> {
         match *self.phase.borrow() {
             Phase::Leading => Ok(()),
-            Phase::Recovering => Err(CoreError::Recovering),
+            Phase::Recovering => Err(self.standing.hindrance()),
             Phase::Standby => Err(CoreError::Standby(self.standing.leader().members)),
             Phase::Ended => Err(CoreError::Ended),
         }

@@ -108,13 +108,16 @@ impl<O: Outside> CommitLoop<O> {
                 }
                 done = async { writer.commit.as_mut().expect("guarded").await }, if writer.commit.is_some() => {
                     writer.commit = None;
-                    let Ok(Committed { connection, batch, sent_ms, result }) = done else {
+                    let Ok(Committed { connection, batch, sent_ms, beat: empty, result }) = done else {
                         return End::Failed(StoreError::Database(sqlx::Error::WorkerCrashed));
                     };
                     match result {
                         Ok(seq) => {
                             self.standing.moved(seq.cast_unsigned(), sent_ms, self.lease_ms());
                             writer.idle = Some(connection);
+                            if !empty {
+                                self.standing.fills(false);
+                            }
                             reach(Point::BeforeRelease);
                             self.release(batch);
                             reach(Point::AfterRelease);

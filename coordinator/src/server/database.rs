@@ -1,17 +1,24 @@
 //! The database: given, or a private cluster that is brought back when it dies.
 
-use std::{convert::Infallible, future::pending, time::Duration};
+use std::{convert::Infallible, future::pending, path::Path, time::Duration};
 
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::watch;
 use tracing::warn;
 
 use super::error::ServeError;
 use crate::{
-    commit::Phase,
+    commit::{Core, Phase},
     config::Config,
     postgres::{self, Cluster},
 };
+
+/// Postgres ends when it cannot make its next file of the log, which has 16 MiB.
+const LEAST_SPACE: u64 = 32 * 1024 * 1024;
+
+/// Whether too little is left on a private cluster's disk.
+fn is_full(dir: &Path) -> bool {
+    rustix::fs::statvfs(dir).is_ok_and(|disk| disk.f_bavail * disk.f_frsize < LEAST_SPACE)
+}
 
 /// The database: given, or a private cluster that is watched.
 pub(super) enum Database {
@@ -43,8 +50,9 @@ impl Database {
     }
 
     /// Brings a private cluster that died back up, as often as the commit room misses it.
-    pub async fn watch(&self, mut phases: watch::Receiver<Phase>) -> Infallible {
+    pub async fn watch(&self, core: &Core) -> Infallible {
         let Self::Private { options, cluster, .. } = self else { return pending().await };
+        let mut phases = core.phases();
         loop {
             if phases.wait_for(|phase| *phase == Phase::Recovering).await.is_err() {
                 // The commit loop has ended, and says itself why.
@@ -54,7 +62,10 @@ impl Database {
             match postgres::start(options.clone()).await {
                 Ok(started) => *cluster = Some(started),
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "cannot bring the private Postgres back");
+                    let full = is_full(&options.data_dir);
+                    core.standing().fills(full);
+                    let error = &error as &dyn std::error::Error;
+                    warn!(error, disk_full = full, "cannot bring the private Postgres back");
                 }
             }
             drop(cluster);

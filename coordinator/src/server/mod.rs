@@ -226,7 +226,7 @@ async fn serve_on(
     let result = tokio::select! {
         ended = &mut leading => Err(ended_early(ended)),
         () = stopping => Ok(()),
-        never = database.watch(core.phases()) => match never {},
+        never = database.watch(&core) => match never {},
     };
     info!("stopping");
     edge_stop.cancel();

@@ -20,6 +20,8 @@ pub enum StoreError {
     /// It took too long; what became of a COMMIT under way is unknown.
     #[error("the database does not answer")]
     Silent,
+    #[error("the database's disk is full")]
+    Full(#[source] sqlx::Error),
     /// Anything else: what it means for a COMMIT under way is unknown.
     #[error("the database failed")]
     Database(#[source] sqlx::Error),
@@ -38,19 +40,27 @@ impl StoreError {
     pub fn is_poison(&self) -> bool {
         match self {
             Self::Rows(_) | Self::Conflict(_) => true,
-            Self::Fenced | Self::Corrupt(_) | Self::Migrate(_) | Self::Silent | Self::Database(_) => false,
+            Self::Fenced
+            | Self::Corrupt(_)
+            | Self::Migrate(_)
+            | Self::Silent
+            | Self::Full(_)
+            | Self::Database(_) => false,
         }
     }
 }
 
 /// What `expect_rows` in the database fails with.
 const CONFLICT: &str = "MC001";
+/// What Postgres says when it cannot make a file longer.
+const DISK_FULL: &str = "53100";
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         let refused = error.as_database_error().and_then(|error| Some((error.code()?, error.message())));
         match refused {
             Some((code, message)) if code == CONFLICT => Self::Conflict(message.to_owned()),
+            Some((code, _)) if code == DISK_FULL => Self::Full(error),
             Some((code, _)) if code.starts_with("22") || code.starts_with("23") => Self::Rows(error),
             _ => Self::Database(error),
         }

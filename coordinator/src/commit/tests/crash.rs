@@ -86,7 +86,7 @@ impl Life {
                 Ok(reply) => return Ok(reply),
                 Err(CoreError::Refused(refusal)) => return Ok(Reply::Refused(refusal)),
                 Err(CoreError::Recovering) if self.running.is_finished() => return Err(Died),
-                Err(CoreError::Recovering) => tokio::task::yield_now().await,
+                Err(CoreError::Recovering | CoreError::Full) => tokio::task::yield_now().await,
                 Err(CoreError::Ended | CoreError::Standby(_) | CoreError::Mismatch) => return Err(Died),
             }
         }
@@ -228,7 +228,7 @@ impl Story {
     async fn tell(&self, life: &Life, event: Event) -> Result<(), Died> {
         // What is lost while memory is read anew is said again with the next registration.
         match life.core.tell(event).await {
-            Ok(()) | Err(CoreError::Recovering) => Ok(()),
+            Ok(()) | Err(CoreError::Recovering | CoreError::Full) => Ok(()),
             Err(CoreError::Ended | CoreError::Standby(_) | CoreError::Refused(_) | CoreError::Mismatch) => {
                 Err(Died)
             }

@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use mesh_proto::code::Code;
 use tonic::Status;
 
-use crate::store::StoreError;
+use crate::{commit::CoreError, store::StoreError};
 
 /// Milliseconds of a stamp; 0 stands for never.
 #[must_use]
@@ -31,6 +31,10 @@ impl From<StoreError> for Status {
             StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Migrate(_) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "a read failed");
                 Code::Internal.status("the coordinator could not read what it stored")
+            }
+            StoreError::Full(_) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the database failed");
+                CoreError::Full.into()
             }
             StoreError::Silent | StoreError::Database(_) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the database failed");
