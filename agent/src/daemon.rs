@@ -6,6 +6,7 @@
 //! | SIGUSR1 (`agent stop`) | drain: take nothing new, finish what is here, then go, jail and all |
 //! | SIGUSR2 (`agent stop --kill`), SIGINT on a terminal | end the tasks, tell of it, then go |
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::identity::{Identity, IdentityDir, IdentityError};
 use crate::jail;
 use crate::jailer::Jailer;
 use crate::metrics::Metrics;
+use crate::mounts;
 use crate::node::NodeRpc;
 use crate::records::Records;
 use crate::runner::Context;
@@ -60,7 +62,6 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
     let mut config = Config::load(flags)?;
     let data = DataDir::hold(&config.data_dir)?;
     config.data_dir.clone_from(&data.path);
-    let config = Arc::new(config);
     let identity_dir = IdentityDir::of(&data.path)?;
     let identity = enrolled(&identity_dir, join, &config.name).await?;
     let root = rustix::process::geteuid().is_root();
@@ -77,6 +78,17 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
     for layer in probe.layers.iter().filter(|layer| !layer.present) {
         warn!(layer = %layer.name, remedy = %layer.remedy, "a layer of the sandbox is missing");
     }
+    let mut offered = BTreeMap::new();
+    for (name, tried) in mounts::tried(&config.mounts, |mount| jail.try_mount(mount)).await? {
+        match tried {
+            Ok(mount) => drop(offered.insert(name, mount)),
+            Err(why) => {
+                warn!(mount = %name, %why, "a mount is not offered: mend it and restart the agent");
+            }
+        }
+    }
+    config.mounts = offered;
+    let config = Arc::new(config);
     let sandbox = facts::sandbox(&probe, &config);
     if probe.strongest < config.sandbox_allow.of_jail() {
         warn!(
@@ -294,14 +306,21 @@ pub async fn check(flags: &Flags) -> anyhow::Result<bool> {
     let path: PathBuf = dir.path().join("jail");
     let (client, _events) = jail::Client::ensure(&jail::Options::new(path)).await?;
     let probe = client.probe().await;
+    let mounts = mounts::tried(&config.mounts, |mount| client.try_mount(mount)).await;
     client.shutdown(true).await?;
-    let probe = probe?;
+    let (probe, mounts) = (probe?, mounts?);
     let mut stdout = std::io::stdout().lock();
     for layer in &probe.layers {
         if layer.present {
             writeln!(stdout, "ok       {}", layer.name)?;
         } else {
             writeln!(stdout, "missing  {}: {}", layer.name, layer.remedy)?;
+        }
+    }
+    for (name, tried) in &mounts {
+        match tried {
+            Ok(mount) => writeln!(stdout, "ok       mount {name}: {}", mount.path.display())?,
+            Err(why) => writeln!(stdout, "missing  mount {name}: {why}")?,
         }
     }
     writeln!(stdout, "strongest level: {}", format!("{:?}", probe.strongest).to_lowercase())?;

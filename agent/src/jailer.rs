@@ -4,6 +4,7 @@
 //! May enter: connecting, routing. What a fate means for an attempt is the runner's business.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tracing::{error, info, warn};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::jail::{
-    Client, ClientError, Event, Events, ExitRecord, Options, Probe, StartRequest, Started, State,
+    Client, ClientError, Event, Events, ExitRecord, Mount, Options, Probe, StartRequest, Started, State,
 };
 use crate::spawn::spawn;
 
@@ -66,7 +67,21 @@ impl std::fmt::Debug for Shared {
 
 impl Jailer {
     /// Connects to the jail, starting one when there is none, and keeps the connection from then on.
+    /// A jail without tasks is replaced: what it proved of this machine is as old as it is, and it may be
+    /// of an older version.
     pub async fn start(options: Options) -> Result<Self, ClientError> {
+        if let Ok((found, events)) = Client::connect(&options.dir).await {
+            let process = process(&found);
+            match found.shutdown(false).await {
+                Ok(()) | Err(ClientError::Closed) => {
+                    drop((found, events));
+                    wait_gone(process).await;
+                    info!("an idle jail is replaced");
+                }
+                Err(ClientError::Refused(reason)) => info!(reason, "the jail stays as it is"),
+                Err(error) => return Err(error),
+            }
+        }
         let (client, events) = Client::ensure(&options).await?;
         info!(pid = client.jail_pid(), "connected to the jail");
         let shared = Arc::new(Shared {
@@ -286,26 +301,26 @@ impl Jailer {
         self.call(|client| async move { client.probe().await }).await
     }
 
+    /// Whether a task can be given this directory.
+    pub async fn try_mount(&self, mount: Mount) -> Result<(), ClientError> {
+        self.call(|client| {
+            let mount = mount.clone();
+            async move { client.try_mount(mount).await }
+        })
+        .await
+    }
+
     /// Ends the jail and everything in it; returns when it has gone.
     pub async fn shutdown(&self) -> Result<(), ClientError> {
         self.shared.closing.send_replace(true);
         let Some(client) = self.shared.client.borrow().clone() else { return Ok(()) };
-        let pid = Pid::from_raw(client.jail_pid() as i32);
-        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let process = process(&client);
         match client.shutdown(true).await {
             // It may be gone before its answer was read: what counts is that it goes.
             Err(ClientError::Closed) if process.is_some() => {}
             asked => asked?,
         }
-        if let Some(process) = process {
-            let gone = tokio::task::spawn_blocking(move || {
-                let mut ready = [PollFd::new(&process, PollFlags::IN)];
-                rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, Some(&FAREWELL)))
-            });
-            if !matches!(gone.await, Ok(Ok(1..))) {
-                warn!("the jail takes long to end: it goes on without this agent");
-            }
-        }
+        wait_gone(process).await;
         Ok(())
     }
 
@@ -331,5 +346,22 @@ impl Jailer {
                 answer => return answer,
             }
         }
+    }
+}
+
+/// The jail's process, while it is there.
+fn process(jail: &Client) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(jail.jail_pid() as i32)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+async fn wait_gone(process: Option<OwnedFd>) {
+    let Some(process) = process else { return };
+    let gone = tokio::task::spawn_blocking(move || {
+        let mut ready = [PollFd::new(&process, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, Some(&FAREWELL)))
+    });
+    if !matches!(gone.await, Ok(Ok(1..))) {
+        warn!("the jail takes long to end: it goes on without this agent");
     }
 }

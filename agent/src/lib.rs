@@ -32,6 +32,7 @@ pub mod jail;
 pub mod jailer;
 pub mod logging;
 pub mod metrics;
+pub mod mounts;
 pub mod node;
 pub mod progress;
 pub mod records;

@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _, Seek as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use mesh_proto::digest::Digest;
+use mesh_proto::digest::{Digest, Hasher};
 
-/// Verified blobs, by digest.
+/// Bytes read at a time.
+const PIECE: usize = 256 * 1024;
+
+/// Blobs by digest. What an earlier life left is not trusted before it was read once: its machine may
+/// have lost power before the content was on disk.
 #[derive(Debug)]
 pub struct Cache {
     root: PathBuf,
@@ -20,10 +24,17 @@ pub struct Cache {
 
 #[derive(Debug, Default)]
 struct Index {
-    entries: HashMap<Digest, (u64, u64)>,
+    entries: HashMap<Digest, Entry>,
     by_use: BTreeMap<u64, Digest>,
     total: u64,
     clock: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    size: u64,
+    used: u64,
+    verified: bool,
 }
 
 impl Cache {
@@ -46,20 +57,56 @@ impl Cache {
         found.sort_unstable();
         let mut index = Index::default();
         for (_, digest, size) in found {
-            index.add(digest, size);
+            index.add(digest, size, false);
         }
         let cache = Self { root: root.to_owned(), max, index: Mutex::new(index) };
         cache.evict();
         Ok(cache)
     }
 
-    /// Opens a blob, when it is here.
+    /// Opens a blob, when it is here and was verified in this life.
     pub fn get(&self, digest: Digest) -> Option<File> {
-        if !self.lock().touch(digest) {
+        if !self.lock().touch(digest)?.verified {
             return None;
         }
-        let path = self.path(digest);
-        let Ok(file) = File::open(&path) else {
+        self.open_file(digest)
+    }
+
+    /// Opens a blob that an earlier life left, when it is here and still has its content; a damaged
+    /// one is removed. Reads all of it.
+    pub fn verify(&self, digest: Digest) -> io::Result<Option<File>> {
+        let Some(entry) = self.lock().touch(digest) else { return Ok(None) };
+        let Some(mut file) = self.open_file(digest) else { return Ok(None) };
+        if entry.verified {
+            return Ok(Some(file));
+        }
+        let mut hasher = Hasher::default();
+        let mut piece = vec![0; PIECE];
+        loop {
+            match file.read(&mut piece) {
+                Ok(0) => break,
+                Ok(length) => hasher.update(&piece[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // A bad block: what cannot be read is fetched again.
+                    tracing::warn!(%digest, %error, "cannot read a cached blob");
+                    break;
+                }
+            }
+        }
+        if hasher.finish() == digest {
+            file.rewind()?;
+            self.lock().add(digest, entry.size, true);
+            return Ok(Some(file));
+        }
+        tracing::warn!(%digest, "a cached blob is damaged; it is fetched again");
+        self.lock().remove(digest);
+        fs::remove_file(self.path(digest))?;
+        Ok(None)
+    }
+
+    fn open_file(&self, digest: Digest) -> Option<File> {
+        let Ok(file) = File::open(self.path(digest)) else {
             // Somebody cleaned up by hand.
             self.lock().remove(digest);
             return None;
@@ -82,7 +129,7 @@ impl Cache {
         }
         fs::rename(file, &path)?;
         let opened = File::open(&path)?;
-        self.lock().add(digest, size);
+        self.lock().add(digest, size, true);
         self.evict();
         Ok(opened)
     }
@@ -120,25 +167,26 @@ impl Cache {
 }
 
 impl Index {
-    fn add(&mut self, digest: Digest, size: u64) {
+    fn add(&mut self, digest: Digest, size: u64, verified: bool) {
         self.remove(digest);
         self.clock += 1;
-        self.entries.insert(digest, (size, self.clock));
+        self.entries.insert(digest, Entry { size, used: self.clock, verified });
         self.by_use.insert(self.clock, digest);
         self.total += size;
     }
 
     fn remove(&mut self, digest: Digest) {
-        if let Some((size, used)) = self.entries.remove(&digest) {
-            self.by_use.remove(&used);
-            self.total -= size;
+        if let Some(entry) = self.entries.remove(&digest) {
+            self.by_use.remove(&entry.used);
+            self.total -= entry.size;
         }
     }
 
-    fn touch(&mut self, digest: Digest) -> bool {
-        let Some(&(size, _)) = self.entries.get(&digest) else { return false };
-        self.add(digest, size);
-        true
+    /// What is known of a blob, which is used now.
+    fn touch(&mut self, digest: Digest) -> Option<Entry> {
+        let entry = *self.entries.get(&digest)?;
+        self.add(digest, entry.size, entry.verified);
+        Some(entry)
     }
 }
 
@@ -157,7 +205,7 @@ mod tests {
 
     fn read(cache: &Cache, digest: Digest) -> Option<String> {
         let mut text = String::new();
-        cache.get(digest)?.read_to_string(&mut text).unwrap();
+        cache.verify(digest).unwrap()?.read_to_string(&mut text).unwrap();
         Some(text)
     }
 
@@ -197,5 +245,25 @@ mod tests {
         fs::remove_file(cache.path(a)).unwrap();
         assert!(cache.get(a).is_none());
         assert_eq!(cache.size(), 0);
+    }
+
+    #[test]
+    fn what_an_earlier_life_left_is_read_before_it_is_trusted() {
+        for damage in [None, Some(""), Some("aaa"), Some("aaab"), Some("aaaaa")] {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = Cache::open(dir.path(), 100).unwrap();
+            let a = put(&cache, "aaaa");
+            assert!(cache.get(a).is_some(), "it was verified on its way here");
+            drop(cache);
+            let cache = Cache::open(dir.path(), 100).unwrap();
+            if let Some(content) = damage {
+                fs::write(cache.path(a), content).unwrap();
+            }
+            assert!(cache.get(a).is_none(), "not trusted yet");
+            assert_eq!(read(&cache, a).as_deref(), damage.is_none().then_some("aaaa"), "{damage:?}");
+            assert_eq!(cache.get(a).is_some(), damage.is_none(), "{damage:?}");
+            assert_eq!(cache.path(a).exists(), damage.is_none(), "{damage:?}");
+            assert_eq!(cache.size(), if damage.is_none() { 4 } else { 0 });
+        }
     }
 }

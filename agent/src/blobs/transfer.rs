@@ -83,6 +83,11 @@ impl Blobs {
             return Ok(file);
         }
         let _permit = self.permits.acquire().await.map_err(|_| BlobError::Stopped)?;
+        let cache = self.cache.clone();
+        let verified = tokio::task::spawn_blocking(move || cache.verify(digest)).await;
+        if let Some(file) = verified.map_err(|_| BlobError::Stopped)?? {
+            return Ok(file);
+        }
         self.download(digest, size).await
     }
 

@@ -23,8 +23,8 @@ use tokio::{
 
 use super::{
     protocol::{
-        Answer, Call, Event, Hello, LEASES, Message, Op, Probe, ProtocolError, ROOMS, SOCKET, StartRequest,
-        Status, decode, encode,
+        Answer, Call, Event, Hello, LEASES, MOUNTS, Message, Mount, Op, Probe, ProtocolError, ROOMS, SOCKET,
+        StartRequest, Status, decode, encode,
     },
     scope,
 };
@@ -334,6 +334,15 @@ impl Client {
                 Err(ClientError::Unexpected)
             }
         }
+    }
+
+    /// Whether a task can be given this directory: [`ClientError::Refused`] says why not. A jail that is
+    /// too old to try says yes.
+    pub async fn try_mount(&self, mount: Mount) -> Result<(), ClientError> {
+        if self.jail_version < MOUNTS {
+            return Ok(());
+        }
+        self.ask_done(Op::TryMount(mount)).await
     }
 
     /// Ends the jail. With tasks running it is refused, unless `kill_all`: then each gets

@@ -16,7 +16,7 @@ use super::{
     cgroup::{Group, Groups},
     keeper::{self, Stdio, Trial, Word, trial},
     plan::{self, Facts, Ground, Places, Step, System, landlock_trial},
-    protocol::{Bounds, Layer, Level, Limits, Network, Probe, Rlimits, StartRequest},
+    protocol::{Bounds, Layer, Level, Limits, Mount, Network, Probe, Rlimits, StartRequest},
     slot, sys,
 };
 
@@ -288,6 +288,36 @@ fn shell(request: &StartRequest, facts: &Facts, system: &System, tree: &Path) ->
     });
     slot.end();
     result
+}
+
+/// Makes ready to mount a directory into a task's tree, as its plan would. The error is for people.
+pub fn mount(mount: &Mount, facts: &Facts) -> Result<(), String> {
+    let text = |error: std::ffi::NulError| error.to_string();
+    let mut namespaces = sys::NEW_MOUNT;
+    let mut steps = Vec::new();
+    if facts.uid != 0 {
+        if mount.owner.is_some() {
+            return Err("owner= needs an agent that runs as root".to_owned());
+        }
+        namespaces |= sys::NEW_USER;
+        let map = |id: u32| CString::new(format!("{id} {id} 1\n")).map_err(text);
+        steps.push(Step::MapIds { uid_map: map(facts.uid)?, gid_map: map(facts.gid)? });
+    }
+    let source = CString::new(mount.source.as_os_str().as_encoded_bytes()).map_err(text)?;
+    steps.extend([Step::PrivateMounts, Step::Hold(source), Step::Harden { read_only: mount.read_only }]);
+    if let Some(owner) = mount.owner {
+        steps.push(Step::MapOwner { owner, task: (NOBODY, NOBODY) });
+    }
+    trial(namespaces, &steps, || true).map_err(|failed| match failed {
+        Trial::Step(what) if mount.owner.is_some() && what == (steps[steps.len() - 1].describe()) => {
+            "its file system cannot show files under another owner: leave owner= out, or use one that has \
+             idmapped mounts"
+                .to_owned()
+        }
+        Trial::Fork(errno) => io::Error::from(errno).to_string(),
+        Trial::Step(what) => format!("{what} failed"),
+        Trial::Check | Trial::Together(_) => "the trial died".to_owned(),
+    })
 }
 
 /// Covers a directory with a secret and a work directory in it: only the second may be seen.

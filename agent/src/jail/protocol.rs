@@ -7,12 +7,15 @@ use std::{path::PathBuf, time::Duration};
 use mesh_proto::ids::AttemptKey;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// Version of this protocol. From 2 on there are leases, from 3 on the jail makes directories.
-pub const VERSION: u32 = 3;
+/// Version of this protocol. From 2 on there are leases, from 3 on the jail makes directories, from 4
+/// on it tries mounts.
+pub const VERSION: u32 = 4;
 /// The first version that knows leases.
 pub const LEASES: u32 = 2;
 /// The first version that takes [`StartRequest::room`] and [`Op::Clear`].
 pub const ROOMS: u32 = 3;
+/// The first version that knows [`Op::TryMount`].
+pub const MOUNTS: u32 = 4;
 /// The oldest version that this side still speaks.
 pub const OLDEST: u32 = 1;
 /// The largest message, in bytes: 128 KiB of argv and environment with every byte escaped fit.
@@ -356,6 +359,8 @@ pub enum Op {
         attempts: Vec<AttemptKey>,
     },
     Probe,
+    /// Try whether a task can be given this directory; refused with the reason when not.
+    TryMount(Mount),
     /// End; with tasks running only when they are to be killed.
     Shutdown {
         kill_all: bool,

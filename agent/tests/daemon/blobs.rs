@@ -74,3 +74,38 @@ async fn what_many_tasks_want_at_once_is_fetched_once() {
     assert_eq!(fake.state().gets, 1);
     assert_eq!(fake.state().puts, 0, "what the coordinator holds is not sent");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_input_that_was_damaged_meanwhile_is_fetched_again() {
+    let fake = Fake::start();
+    let mut agent = Agent::join(&fake, &[]).await;
+    let content = content(300_000);
+    let digest = fake.put_blob(&content);
+    let task = |index| {
+        let mut task = script(index, "cat in > out");
+        task.inputs = vec![entry("in", digest, content.len())];
+        task.outputs = vec!["out".into()];
+        task
+    };
+    fake.assign(task(0)).await;
+    assert_eq!(fake.ended(key(0)).await.cause(), Cause::Exit);
+    let name = digest.to_string();
+    let cached = agent.data().join("blobs").join(&name[..2]).join(&name);
+    // Nothing, too little and something else, as after a power cut.
+    let damaged = [Vec::new(), content[..4096].to_vec(), vec![0; content.len()]];
+    for (index, damaged) in (1..).zip(damaged) {
+        agent.kill9().await;
+        std::fs::write(&cached, damaged).unwrap();
+        agent.start(None).await;
+        fake.assign(task(index)).await;
+        let ended = fake.ended(key(index)).await;
+        assert_eq!(ended.cause(), Cause::Exit, "{ended:?}");
+        assert_eq!(ended.outputs[0].digest, digest.to_vec(), "the task worked on something else");
+        assert_eq!(fake.state().gets, u64::from(index) as usize + 1);
+    }
+    agent.kill9().await;
+    agent.start(None).await;
+    fake.assign(task(9)).await;
+    assert_eq!(fake.ended(key(9)).await.outputs[0].digest, digest.to_vec());
+    assert_eq!(fake.state().gets, 4, "what is whole is not fetched again");
+}

@@ -7,6 +7,7 @@ mod ends;
 mod fake;
 mod join;
 mod lease;
+mod mounts;
 mod output;
 mod process;
 mod session;

@@ -10,6 +10,7 @@ use super::{
     super::{
         clock, log,
         plan::{self, Ground, Places},
+        probe,
         protocol::{Answer, Event, ExitCause, ExitRecord, Killer, Level, Op, StartRequest, State, Status},
         record::{self, Pending},
         rooms::RoomError,
@@ -65,6 +66,9 @@ impl Server {
                 Answer::Left(left.collect())
             }
             Op::Probe => Answer::Probe(self.options.probe.clone()),
+            Op::TryMount(mount) => {
+                probe::mount(&mount, &self.options.facts).map_or_else(Answer::Refused, |()| Answer::Done)
+            }
             Op::Shutdown { kill_all } => {
                 if kill_all || self.at_rest() {
                     self.shut(Killer::Request);
