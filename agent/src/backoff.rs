@@ -3,6 +3,11 @@
 
 use std::time::Duration;
 
+/// Between tries to reach the coordinator again, unless the configuration says otherwise: at first, and
+/// at most, in milliseconds. Short enough that a node whose cable is whole again is back within 5 s with
+/// all it has to do then, and that no second in which a flapping link is up goes unused.
+pub const RECONNECT_MS: (u64, u64) = (200, 1_000);
+
 /// The waits of one series of tries.
 #[derive(Clone, Debug)]
 pub struct Backoff {

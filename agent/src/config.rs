@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::jail;
 
 use crate::attempts::MAX_RUNNING;
+use crate::backoff::RECONNECT_MS;
 
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -374,7 +375,7 @@ impl Config {
                 "is out of range: tasks never run as a system user",
             ));
         }
-        let reconnect_min = time("reconnect_min", file.reconnect_min, 200)?;
+        let reconnect_min = time("reconnect_min", file.reconnect_min, RECONNECT_MS.0)?;
         Ok(Self {
             data_dir,
             name,
@@ -390,9 +391,7 @@ impl Config {
             uid_base,
             timings: Timings {
                 reconnect_min,
-                // Short enough that a node whose cable is whole again is back within 5 s with all it
-                // has to do then, and that no second in which a flapping link is up goes unused.
-                reconnect_max: time("reconnect_max", file.reconnect_max, 1_000)?.max(reconnect_min),
+                reconnect_max: time("reconnect_max", file.reconnect_max, RECONNECT_MS.1)?.max(reconnect_min),
                 connect_timeout: time("connect_timeout", file.connect_timeout, 2_000)?,
                 keepalive_interval: time("keepalive_interval", file.keepalive_interval, 5_000)?,
                 keepalive_timeout: time("keepalive_timeout", file.keepalive_timeout, 5_000)?,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     Outcome, binary,
-    process::{Process, Signal, kill_marked, marked},
+    process::{Process, Signal, kill_marked, marked, name, with_descendants},
     wait::{self, secs},
 };
 
@@ -142,11 +142,18 @@ impl Agent {
         marked(&self.data)
     }
 
-    /// Waits until nothing but the daemon and its jail lives.
+    /// Every living process of its tasks: not the daemon, the jail, and what that keeps for its slots.
+    pub fn tasks(&self) -> BTreeSet<u32> {
+        let mut tasks = with_descendants(self.processes());
+        tasks.retain(|pid| *pid != self.pid() && !name(*pid).is_some_and(|name| name.starts_with("mesh-")));
+        tasks
+    }
+
+    /// Waits until no process of a task lives.
     #[track_caller]
     pub fn settles(&self) {
-        let idle = wait::within(secs(20), || (self.processes().len() <= 2).then_some(()));
-        assert!(idle.is_some(), "{} still runs {:?}", self.name, self.processes());
+        let idle = wait::within(secs(20), || self.tasks().is_empty().then_some(()));
+        assert!(idle.is_some(), "{} still runs {:?}", self.name, self.tasks());
     }
 }
 

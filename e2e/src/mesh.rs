@@ -35,6 +35,9 @@ pub struct MeshOptions {
     pub advertise: Vec<String>,
     /// The product's own timings instead of the fast ones.
     pub own_timings: bool,
+    /// The product's own level for tasks, strict. Such a task sees nothing of the host: an agent lets
+    /// it have the test's files ([`Mesh::shows_files`]).
+    pub own_sandbox: bool,
     /// A database, a secret and a store that a second coordinator can share ([`Mesh::second`]).
     pub shared: bool,
     /// Of these a shared database alone.
@@ -104,6 +107,36 @@ impl Mesh {
         Self::start_with(MeshOptions { shared: true, ..MeshOptions::default() })
     }
 
+    /// An agent that takes strict tasks alone, and lets them write to the test's files under the
+    /// name `files`.
+    pub fn shows_files(&self, options: AgentOptions) -> AgentOptions {
+        let allow = format!("files={}", self.path("").display());
+        let allow = allow.trim_end_matches('/');
+        options.flag("--allow-mount").flag(allow).flag("--sandbox-allow").flag("strict")
+    }
+
+    /// A script as a strict task has to say it that mounts the test's files as `/files`.
+    pub fn inside(&self, script: &str) -> String {
+        script.replace(self.path("").to_str().expect("temporary paths are UTF-8"), "/files/")
+    }
+
+    /// Whether a node can do what this mesh asks of it; a machine that cannot says so.
+    pub fn is_strict(&self, node: &str) -> bool {
+        let there = self.node(node).is_some_and(|node| node["sandbox"]["level"] == "strict");
+        if !there {
+            mesh_skip::skip("this machine does not give level strict");
+        }
+        there
+    }
+
+    /// kill -9 of the database of a shared mesh, all of its processes.
+    pub fn kill_database(&mut self) {
+        let (mut process, _) = self.database.take().expect("the mesh has a database of its own");
+        // What looks after it first, or it would start it again.
+        process.kill();
+        assert!(kill_marked(&self.root.path().join("database"), secs(10)), "Postgres cannot be ended");
+    }
+
     /// Starts the database of a shared mesh, again at the same place.
     #[track_caller]
     pub fn start_database(&mut self) {
@@ -171,8 +204,10 @@ impl Mesh {
             command.args(["--advertise", place]);
         }
         command.env_remove("DATABASE_URL").env("HOME", self.root.path());
-        // Most tests talk to their tasks through files of the host, which a strict task does not see.
-        command.env("MESH_COORDINATOR_DEFAULT_SANDBOX", "basic");
+        if !self.options.own_sandbox {
+            // Most tests talk to their tasks through files of the host, which a strict task does not see.
+            command.env("MESH_COORDINATOR_DEFAULT_SANDBOX", "basic");
+        }
         let mut process = Process::start("coordinator", &mut command, &self.root.path().join("logs"));
         self.ready = process.ready(secs(60));
         self.coordinator = Some(process);

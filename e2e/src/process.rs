@@ -133,6 +133,39 @@ pub fn alive(pid: u32) -> bool {
     !matches!(state, Some('Z' | 'X') | None)
 }
 
+/// The name of a process's first thread.
+pub(crate) fn name(pid: u32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// These processes and all living ones that descend from them: what bears no mark, for it sees nothing
+/// of the host.
+pub(crate) fn with_descendants(of: BTreeSet<u32>) -> BTreeSet<u32> {
+    let mut all = of;
+    let Ok(entries) = fs::read_dir("/proc") else { return all };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> =
+        pids.filter(|pid| alive(*pid)).filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    loop {
+        let before = all.len();
+        all.extend(
+            parents
+                .iter()
+                .filter(|(_, parent)| all.contains(parent))
+                .map(|(pid, _)| *pid)
+                .collect::<Vec<_>>(),
+        );
+        if all.len() == before {
+            return all;
+        }
+    }
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// Every living process that has `mark` (a path of this test alone) in its command line,
 /// its environment or as its work directory. This is how a test finds jails, tasks and
 /// database servers that were started for it by others.

@@ -37,11 +37,22 @@ fn whole(mesh: &Mesh, number: u64, count: u32, witness: &Witness) {
     let job = mesh.job(number);
     job.completes();
     assert_eq!(job.log("sum"), format!("{}\n", count * (count + 1) / 2));
-    let mut ends = BTreeMap::new();
-    for event in witness.all("end") {
-        *ends.entry((event.task, event.attempt)).or_insert(0) += 1;
+    for what in ["start", "end"] {
+        let mut times = BTreeMap::new();
+        for event in witness.all(what) {
+            *times.entry((event.task, event.attempt)).or_insert(0) += 1;
+        }
+        assert!(times.values().all(|times| *times == 1), "an attempt ran twice: {times:?}");
+        // The mesh knows of every one of them.
+        let known: u64 = job.tasks().iter().filter_map(|task| task["attempt"].as_u64()).sum();
+        assert!(times.len() as u64 <= known, "{} attempts, and the mesh knows of {known}", times.len());
     }
-    assert!(ends.values().all(|times| *times == 1), "an attempt ran twice: {ends:?}");
+    nothing_runs(mesh);
+}
+
+/// Nothing is said to run, and every slot is free.
+#[track_caller]
+fn nothing_runs(mesh: &Mesh) {
     wait::until(secs(5), "no task is said to run", || {
         (mesh.figure(r#"mesh_tasks{state="running"}"#) == 0).then_some(())
     });
@@ -88,7 +99,7 @@ fn daemons_that_die_again_and_again_lose_nothing() {
 
 #[test]
 fn a_killed_postgres_comes_back_and_tasks_never_notice() {
-    let (mesh, _agents) = Mesh::with_agents(["attic"]);
+    let (mesh, [attic]) = Mesh::with_agents(["attic"]);
     let witness = mesh.witness();
     let gate = mesh.gate("task");
     let job = mesh.submit(&format!(
@@ -110,6 +121,8 @@ fn a_killed_postgres_comes_back_and_tasks_never_notice() {
     assert_eq!(job.log("through"), "still here\n");
     assert_eq!(job.task("through")["attempt"], 1);
     mesh.submit("{name: after, command: ['true']}").completes();
+    attic.settles();
+    nothing_runs(&mesh);
 }
 
 /// Ends the coordinator's connections, so that it needs new ones.

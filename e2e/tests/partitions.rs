@@ -1,7 +1,10 @@
 //! The network between an agent and its coordinator breaks: shortly, for long, in one direction,
 //! again and again. What really ran is in the witness's file.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use mesh_e2e::{
     Agent, AgentOptions, Job, Mesh, MeshOptions, Proxy, Signal, Way, Witness,
@@ -17,6 +20,8 @@ const OFFLINE: Duration = Duration::from_secs(4);
 struct Cable {
     mesh: Mesh,
     proxy: Proxy,
+    /// Tasks have the product's own level.
+    strict: bool,
 }
 
 impl Cable {
@@ -25,25 +30,39 @@ impl Cable {
     }
 
     fn with(timings: &str) -> Self {
+        Self::at(timings, false)
+    }
+
+    fn strict() -> Self {
+        Self::at(TIMINGS, true)
+    }
+
+    fn at(timings: &str, strict: bool) -> Self {
         let proxy = Proxy::start();
         let mesh = Mesh::start_with(MeshOptions {
             extra: timings.to_owned(),
             advertise: vec![proxy.address().to_owned()],
             own_timings: true,
+            own_sandbox: strict,
             ..Default::default()
         });
         proxy.set_target(mesh.address("grpc"));
-        Self { mesh, proxy }
+        Self { mesh, proxy, strict }
+    }
+
+    fn options(&self) -> AgentOptions {
+        let options = AgentOptions::slots(2);
+        if self.strict { self.mesh.shows_files(options) } else { options }
     }
 
     /// The node behind the cable, alone as long as the first attempt is to go there.
     fn agent(&self) -> Agent {
-        self.mesh.agent("cut", AgentOptions::slots(2))
+        self.mesh.agent("cut", self.options())
     }
 
     /// The node that the cable passes whatever happens: where replacements go.
     fn whole(&self) -> Agent {
-        let whole = self.mesh.agent("whole", AgentOptions::slots(2));
+        let whole = self.mesh.agent("whole", self.options());
         self.proxy.spare(whole.pid());
         whole
     }
@@ -66,10 +85,11 @@ impl Cable {
     /// A task that tells the witness of its life ten times a second, until its gate is open.
     fn pulse(&self, witness: &Witness, on_disconnect: &str) -> Job<'_> {
         let gate = self.mesh.path("gate-end");
-        self.mesh.submit(&format!(
+        let text = format!(
             r"
             name: pulse
             on_disconnect: {on_disconnect}
+            mounts: {mounts}
             script: |
               {saw}
               saw start
@@ -78,7 +98,9 @@ impl Cable {
             ",
             saw = witness.shell(),
             gate = gate.display(),
-        ))
+            mounts = if self.strict { "[{name: files, to: /files}]" } else { "[]" },
+        );
+        self.mesh.submit(&if self.strict { self.mesh.inside(&text) } else { text })
     }
 
     fn finish(&self, job: Job<'_>) {
@@ -148,7 +170,7 @@ fn kept_behind(cut_off: impl Fn(&Proxy)) {
     wait::until(secs(10), "both live, each on its side", both);
     cable.proxy.heal();
     let healed = Instant::now();
-    wait::until(secs(20), "the loser is ended", || (cut.processes().len() <= 2).then_some(()));
+    wait::until(secs(20), "the loser is ended", || cut.tasks().is_empty().then_some(()));
     let took = healed.elapsed();
     assert!(took <= secs(5), "the loser lived for {took:?} after the healing");
     cable.node_becomes("cut", "HEALTHY");
@@ -176,19 +198,24 @@ fn a_kept_task_whose_node_hears_nothing_for_long_is_replaced_and_ended_once_heal
 /// Breaks the network of a node on whose lease a task lives, in several ways; the task is gone before
 /// another attempt begins.
 fn killed_before_it_is_replaced(break_off: impl Fn(&Cable, &mut Agent)) {
-    let cable = Cable::new();
+    killed_on(&Cable::new(), break_off);
+}
+
+fn killed_on(cable: &Cable, break_off: impl Fn(&Cable, &mut Agent)) {
     let mut cut = cable.agent();
+    if cable.strict && !cable.mesh.is_strict("cut") {
+        return;
+    }
     let witness = cable.mesh.witness();
     let job = cable.pulse(&witness, "kill");
     starts(&witness, 1);
     let _whole = cable.whole();
-    break_off(&cable, &mut cut);
+    break_off(cable, &mut cut);
     let broken = Instant::now();
     starts(&witness, 2);
     assert!(broken.elapsed() + secs(1) >= OFFLINE, "replaced after {:?}", broken.elapsed());
     wait::until(secs(10), "the second lives", || (witness.all("alive").last()?.attempt == 2).then_some(()));
-    let left: Vec<u32> = cut.processes().into_iter().collect();
-    assert!(left.len() <= 2, "of the first attempt something lives: {left:?}");
+    assert_eq!(cut.tasks(), BTreeSet::new(), "of the first attempt something lives");
     cable.proxy.heal();
     cut.restart();
     cable.node_becomes("cut", "HEALTHY");
@@ -202,6 +229,14 @@ fn killed_before_it_is_replaced(break_off: impl Fn(&Cable, &mut Agent)) {
 #[test]
 fn behind_a_long_partition_a_leased_task_never_runs_beside_its_replacement() {
     killed_before_it_is_replaced(|cable, _| cable.proxy.partition());
+}
+
+#[test]
+fn a_strict_task_with_a_lease_never_runs_beside_its_replacement() {
+    killed_on(&Cable::strict(), |cable, cut| {
+        cable.proxy.partition();
+        cut.kill_daemon();
+    });
 }
 
 #[test]

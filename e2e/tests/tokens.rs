@@ -47,7 +47,7 @@ fn fifty_who_hold_one_token_are_one_member() {
                 mesh.agent_call(&name, &["join", token, "--name", &name]).code
             })
         };
-        let calls: Vec<_> = (0..12).map(join).collect();
+        let calls: Vec<_> = (0..50).map(join).collect();
         calls.into_iter().map(|call| call.join().expect("a call ends")).collect()
     });
     assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
