@@ -1,12 +1,14 @@
 //! Finds the promised outputs in a work directory after its task has ended: which files there
-//! are and what they hold. Symbolic links, FIFOs and devices are refused by name, and what a task
-//! may leave is bounded.
+//! are and what they hold. Symbolic links, FIFOs and devices are refused by name; what a task may leave
+//! is bounded, and so is the time that it takes to go through it.
 //!
 //! May enter: looking and hashing. Sending is `blobs/`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
 
 use globset::{GlobBuilder, GlobMatcher};
 use mesh_proto::digest::{Digest, Hasher};
@@ -18,6 +20,14 @@ use crate::stage::AREA;
 
 /// Entries that a glob may have to look at.
 const MAX_SEARCHED: usize = 200_000;
+
+/// How long it may take to find and read the outputs when they take no room on disk: holes in files and
+/// endless trees give no more time. What is there to be read does, as a slow disk needs it.
+const PATIENCE: Duration = Duration::from_secs(30);
+const BYTES_A_SECOND: u64 = 4 << 20;
+const EACH_FILE: Duration = Duration::from_millis(20);
+/// The unit of a file's blocks, in bytes.
+const BLOCK: u64 = 512;
 
 /// Why outputs cannot be collected. The first kinds are the task's fault, the last the node's.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +48,11 @@ pub enum CollectError {
     TooLarge(u64),
     #[error("more than {MAX_SEARCHED} files to search for `{0}`")]
     TooManySearched(String),
+    #[error(
+        "the outputs could not be gone through in {} s, at `{at}`: they are too many files or directories, \
+         or files of holes", .after.as_secs()
+    )]
+    TooSlow { at: String, after: Duration },
     #[error("output `{0}` is no usable path or glob")]
     Pattern(String),
     #[error("output `{path}` cannot be read: {source}")]
@@ -53,6 +68,12 @@ pub struct Bounds {
     pub bytes: u64,
     /// Only files of this user count as the task's; none: everything does.
     pub uid: Option<u32>,
+    /// How long to go through what takes no room on disk; usually [`Bounds::PATIENCE`].
+    pub patience: Duration,
+}
+
+impl Bounds {
+    pub const PATIENCE: Duration = PATIENCE;
 }
 
 /// Whether an output is named by a glob.
@@ -62,8 +83,9 @@ pub fn is_glob(output: &str) -> bool {
 
 /// Every file that `outputs` promise, hashed, in order of path.
 pub fn collect(root: &Root, outputs: &[String], bounds: Bounds) -> Result<Vec<FileEntry>, CollectError> {
+    let clock = Clock { began: Instant::now(), allowed: bounds.patience };
     let mut collector =
-        Collector { root, bounds, found: BTreeMap::new(), bytes: 0, searched: 0, matched: false };
+        Collector { root, bounds, clock, found: BTreeMap::new(), bytes: 0, searched: 0, matched: false };
     for output in outputs {
         if is_glob(output) {
             collector.glob(output)?;
@@ -81,9 +103,35 @@ pub fn collect(root: &Root, outputs: &[String], bounds: Bounds) -> Result<Vec<Fi
     Ok(entries)
 }
 
+/// How long it has taken and may take.
+#[derive(Clone, Copy)]
+struct Clock {
+    began: Instant,
+    allowed: Duration,
+}
+
+impl Clock {
+    /// The path is where one is now.
+    fn check(&self, at: &str) -> Result<(), CollectError> {
+        if self.began.elapsed() > self.allowed {
+            return Err(CollectError::TooSlow { at: escape(at), after: self.allowed });
+        }
+        Ok(())
+    }
+
+    /// There is a file with this much on disk to read.
+    fn grant(&mut self, bytes: u64) {
+        if bytes > 0 {
+            let reading = Duration::from_millis(bytes.saturating_mul(1000) / BYTES_A_SECOND);
+            self.allowed = self.allowed.saturating_add(reading).saturating_add(EACH_FILE);
+        }
+    }
+}
+
 struct Collector<'a> {
     root: &'a Root,
     bounds: Bounds,
+    clock: Clock,
     /// Files, and directories with nothing in them.
     found: BTreeMap<String, Kind>,
     bytes: u64,
@@ -138,6 +186,7 @@ impl Collector<'_> {
     }
 
     fn list(&self, dir: &str) -> Result<Vec<(String, Kind, u64)>, CollectError> {
+        self.clock.check(dir)?;
         let items = self.root.list(dir, MAX_SEARCHED).map_err(|source| match source.kind() {
             io::ErrorKind::FileTooLarge => CollectError::TooMany(self.bounds.files),
             _ => CollectError::Read { path: escape(dir), source },
@@ -189,14 +238,16 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn hash(&self, path: String) -> Result<FileEntry, CollectError> {
+    fn hash(&mut self, path: String) -> Result<FileEntry, CollectError> {
         let wrong = |source| CollectError::Read { path: escape(&path), source };
         let (mut file, stat) = self.root.read(&path).map_err(wrong)?;
         // Without this a hard link to a file that the task itself may not read would be read for it.
         if self.bounds.uid.is_some_and(|uid| stat.st_uid != uid) {
             return Err(CollectError::Foreign(escape(&path)));
         }
-        let (digest, size) = digest(&mut file).map_err(wrong)?;
+        let blocks = file.metadata().map_err(wrong)?.blocks();
+        self.clock.grant(blocks.saturating_mul(BLOCK).min(stat.st_size.unsigned_abs()));
+        let (digest, size) = read(&mut file, || self.clock.check(&path), wrong)?;
         let executable = stat.st_mode & 0o100 != 0;
         Ok(FileEntry { path, digest: digest.to_vec(), size, executable, directory: false })
     }
@@ -204,14 +255,24 @@ impl Collector<'_> {
 
 /// Digest and length of a file from where it stands to its end.
 pub fn digest(file: &mut File) -> io::Result<(Digest, u64)> {
+    read(file, || Ok(()), |error| error)
+}
+
+/// The same, as long as `go_on` says after each piece.
+fn read<E>(
+    file: &mut File,
+    go_on: impl Fn() -> Result<(), E>,
+    wrong: impl Fn(io::Error) -> E,
+) -> Result<(Digest, u64), E> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; 128 * 1024];
     let mut size = 0;
     loop {
-        let n = file.read(&mut buffer)?;
+        let n = file.read(&mut buffer).map_err(&wrong)?;
         if n == 0 {
             return Ok((hasher.finish(), size));
         }
+        go_on()?;
         hasher.update(&buffer[..n]);
         size += n as u64;
     }
@@ -225,7 +286,7 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { files: 100, bytes: 1 << 20, uid: None };
+    const BOUNDS: Bounds = Bounds { files: 100, bytes: 1 << 20, uid: None, patience: Bounds::PATIENCE };
 
     fn tree(dir: &Path) {
         fs::create_dir_all(dir.join("out/deep/empty")).unwrap();
@@ -306,6 +367,31 @@ mod tests {
         assert_eq!(names(dir.path(), &["out/"], files).unwrap_err(), "more than 2 files in the outputs");
         let bytes = Bounds { bytes: 1, ..BOUNDS };
         assert_eq!(names(dir.path(), &["out/"], bytes).unwrap_err(), "the outputs hold more than 1 bytes");
+    }
+
+    #[test]
+    fn the_time_for_what_takes_no_room_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        tree(dir.path());
+        let patience = Duration::from_millis(200);
+        let bounds = Bounds { bytes: u64::MAX, patience, ..BOUNDS };
+        // Nothing on disk, and a quarter of an hour to read.
+        let holes = File::create(dir.path().join("out/holes")).unwrap();
+        holes.set_len(1 << 40).unwrap();
+        let began = Instant::now();
+        let error = names(dir.path(), &["out/holes"], bounds).unwrap_err();
+        assert!(error.contains("could not be gone through in 0 s, at `out/holes`"), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+        // A tree that is as deep as names may be, once for each time that it is named.
+        fs::remove_file(dir.path().join("out/holes")).unwrap();
+        let deep = ["d"; 500].join("/");
+        fs::create_dir_all(dir.path().join("out").join(deep)).unwrap();
+        let error = names(dir.path(), &vec!["out"; 10_000], bounds).unwrap_err();
+        assert!(error.contains("could not be gone through"), "{error}");
+        // What is on disk has its time.
+        fs::write(dir.path().join("top.png"), vec![1; 8 << 20]).unwrap();
+        let bounds = Bounds { patience: Duration::ZERO, ..bounds };
+        assert_eq!(names(dir.path(), &["top.png"], bounds).unwrap(), ["top.png"]);
     }
 
     #[test]

@@ -478,6 +478,7 @@ impl Runner<'_> {
             files: limits.max_output_files,
             bytes: limits.max_output_size,
             uid: self.context.owner(self.job.slot).map(|owner| owner.uid),
+            patience: Bounds::PATIENCE,
         };
         let assignment = self.job.assignment.clone();
         let found = tokio::task::spawn_blocking(move || {
