@@ -4,7 +4,8 @@
 //!
 //! The keeper is the jail's child, not the helper's, so the jail waits for it and dies with it as
 //! with any other. After a task the helper looks whether its network was used and takes a new one if
-//! so: nothing of a task is there for the next.
+//! so: nothing of a task is there for the next. While a task runs it looks for what only it may see
+//! (`mapped`).
 
 use std::{
     collections::VecDeque,
@@ -12,17 +13,21 @@ use std::{
     io::IoSliceMut,
     mem::MaybeUninit,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
+    event::{PollFd, PollFlags},
     io::Errno,
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags},
     process::Signal,
+    time::Timespec,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     keeper::{self, STACK, Stdio},
+    mapped::Mapped,
     plan::{Plan, Step},
     protocol,
     steps::{Hands, carry_out},
@@ -147,9 +152,17 @@ fn serve(ground: &[Step]) -> ! {
     let unused = if own_network { traffic() } else { String::new() };
     let mut stack = Vec::with_capacity(STACK);
     let mut inbox = Inbox::default();
+    let mut mapped: Option<Mapped> = None;
     loop {
+        if let Some(watch) = &mut mapped
+            && !inbox.arrives(socket, watch.pause())
+        {
+            watch.look();
+            continue;
+        }
         match inbox.next(socket) {
             Some(Order::Clean) => {
+                mapped = None;
                 if own_network && traffic() != unused && carry_out(&Step::OwnNetwork, &mut hands).is_err() {
                     // The jail makes another slot.
                     sys::exit_now(1)
@@ -172,7 +185,13 @@ fn serve(ground: &[Step]) -> ! {
                     control: control.as_fd(),
                 };
                 let forked = keeper::start_from_helper(&plan, &stdio, &mut hands, stack.spare_capacity_mut());
-                reply(socket, forked.map_or_else(Reply::CannotFork, Reply::Forked));
+                match forked {
+                    Ok(keeper) => {
+                        reply(socket, Reply::Forked(keeper.pid));
+                        mapped = Mapped::new(&plan, keeper, control);
+                    }
+                    Err(errno) => reply(socket, Reply::CannotFork(errno)),
+                }
             }
             None => sys::exit_now(0),
         }
@@ -199,6 +218,14 @@ struct Inbox {
 }
 
 impl Inbox {
+    /// Whether there is something to take, within this time.
+    fn arrives(&self, socket: BorrowedFd<'_>, within: Duration) -> bool {
+        let mut ready = [PollFd::new(&socket, PollFlags::IN)];
+        let within = Timespec { tv_sec: within.as_secs() as i64, tv_nsec: within.subsec_nanos().into() };
+        // A failure shows when it is read.
+        !self.bytes.is_empty() || rustix::event::poll(&mut ready, Some(&within)) != Ok(0)
+    }
+
     /// Waits for the next order; none when the jail has gone or makes no sense.
     fn next(&mut self, socket: BorrowedFd<'_>) -> Option<Order<Plan>> {
         loop {

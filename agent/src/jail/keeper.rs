@@ -24,6 +24,7 @@ use rustix::{
 };
 
 use super::{
+    mapped,
     plan::{Plan, Step},
     room::Watch,
     steps::{Hands, carry_out, keep_capabilities},
@@ -65,12 +66,20 @@ const TOO_MUCH: i32 = 6;
 const WORD: usize = 12;
 
 fn tell(kind: i32, a: i32, b: i32) {
+    // SAFETY: the control socket was put at this number before anything is told.
+    send(unsafe { BorrowedFd::borrow_raw(CONTROL) }, kind, a, b);
+}
+
+/// Tells a keeper's jail that its task holds too much, in the keeper's name.
+pub fn tell_too_much(control: BorrowedFd<'_>, files: bool) {
+    send(control, TOO_MUCH, files.into(), 0);
+}
+
+fn send(control: BorrowedFd<'_>, kind: i32, a: i32, b: i32) {
     let mut bytes = [0; WORD];
     bytes[..4].copy_from_slice(&kind.to_ne_bytes());
     bytes[4..8].copy_from_slice(&a.to_ne_bytes());
     bytes[8..].copy_from_slice(&b.to_ne_bytes());
-    // SAFETY: the control socket was put at this number before anything is told.
-    let control = unsafe { BorrowedFd::borrow_raw(CONTROL) };
     // Without a jail to hear it there is nobody to tell; the jail's death ends this process.
     let _unheard = rustix::net::send(control, &bytes, SendFlags::NOSIGNAL);
 }
@@ -151,18 +160,18 @@ pub fn start(plan: &Plan, stdio: &Stdio<'_>) -> Result<Keeper, Errno> {
     }
 }
 
-/// The same from a slot's helper, as the jail's child; gives its pid. What the helper holds stays
-/// open until the command runs.
+/// The same from a slot's helper, as the jail's child. What the helper holds stays open until the
+/// command runs.
 pub fn start_from_helper(
     plan: &Plan,
     stdio: &Stdio<'_>,
     hands: &mut Hands,
     stack: &mut [MaybeUninit<u128>],
-) -> Result<i32, Errno> {
+) -> Result<Keeper, Errno> {
     let (argv, env) = (Pointers::new(&plan.argv), Pointers::new(&plan.env));
     // SAFETY: a helper is a fork of the jail and starts no thread.
     match unsafe { sys::fork_sibling(plan.namespaces) }? {
-        Fork::Parent { pid, .. } => Ok(pid),
+        Fork::Parent { pid, pidfd } => Ok(Keeper { pid, pidfd }),
         Fork::Child => {
             let _never = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 place_descriptors(stdio);
@@ -288,7 +297,7 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
     sys::close_from(CONTROL + 1);
     // Changing who one is has disarmed this.
     tie_to_jail(contained);
-    let mut room = Watch::new(plan.room);
+    let mut room = Watch::new(plan.room, mapped::sees_itself(plan));
     // To signal a task of another uid, and to look into its directory and at what it holds open, is
     // all that is still needed; without root not even that.
     let needed = if room.is_some() {

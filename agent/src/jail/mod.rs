@@ -24,7 +24,7 @@
 //! `plan/strict` is the whole of level strict as two lists; `steps` carries steps out; `keeper`
 //! goes through a task's and buries it; `helper` and `slot` are a slot's two sides, `cgroup` its
 //! limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
-//! the watch over a work directory, `rooms` what an attempt has on disk; `server` is the event loop,
+//! the watch over a work directory, `mapped` over what of it is mapped alone, `rooms` what an attempt has on disk; `server` is the event loop,
 //! `running` one live attempt; `protocol` and `client` are how the daemon speaks to it, `scope` where
 //! systemd puts it; `record` is what is left on
 //! disk; `probe` proves what this machine can do; `sys` has the system calls that no
@@ -46,6 +46,7 @@ mod conn;
 mod entry;
 mod helper;
 mod keeper;
+mod mapped;
 mod plan;
 mod probe;
 pub mod protocol;

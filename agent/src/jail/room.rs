@@ -3,8 +3,9 @@
 //! often, so that it costs no more than a twentieth of a core.
 //!
 //! It sees files by their names, and those that have none any more by the descriptors that hold them
-//! open. What it does not see: a nameless file that is mapped and not open, or that travels between
-//! two sockets. A single file is bounded by the process limit on file sizes as well.
+//! open or, in `mapped`, by the mappings. What nobody sees: a
+//! nameless file that travels between two sockets. A single file is bounded by the process limit on file
+//! sizes as well.
 
 use std::{
     collections::HashSet,
@@ -15,29 +16,31 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 
-use super::{plan::Room, sys};
+use super::{mapped::Held, plan::Room, sys};
 
 /// Between two looks, at the least.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// How many times as long as it took a look is waited for.
-const REST: u32 = 20;
+pub(super) const REST: u32 = 20;
 /// How deep directories are followed; deeper ones are a way to hide, and count as too much.
 const DEPTH: usize = 200;
 /// How many descriptors are looked at; more of them are a way to hide as well.
 const DESCRIPTORS: usize = 1 << 20;
 /// The unit of `st_blocks`, in bytes.
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
 /// The bound, and when to look next.
 pub struct Watch {
     room: Room,
+    mappings: bool,
     next: Instant,
 }
 
 impl Watch {
-    /// A watch over the working directory; none when nothing is bounded.
-    pub fn new(room: Room) -> Option<Self> {
-        (room != Room::default()).then(|| Self { room, next: Instant::now() + PAUSE })
+    /// A watch over the working directory, mappings included if nobody else looks at them; none when
+    /// nothing is bounded.
+    pub fn new(room: Room, mappings: bool) -> Option<Self> {
+        (room != Room::default()).then(|| Self { room, mappings, next: Instant::now() + PAUSE })
     }
 
     /// How long until the next look.
@@ -61,7 +64,7 @@ impl Watch {
             (self.room.bytes.unwrap_or(u64::MAX), self.room.files.unwrap_or(u64::MAX));
         let (mut bytes, mut files) = (0_u64, 0_u64);
         let root = open_dir(CWD, c".")?;
-        let device = rustix::fs::fstat(&root).ok()?.st_dev;
+        let work = rustix::fs::fstat(&root).ok()?;
         let mut open = vec![Dir::new(root).ok()?];
         while !open.is_empty() {
             let depth = open.len();
@@ -94,8 +97,19 @@ impl Watch {
             }
         }
         // Of this pid namespace alone: nobody else is in this /proc.
-        let mut nameless = Nameless { device, ..Nameless::default() };
+        let mut nameless = Nameless { device: work.st_dev, ..Nameless::default() };
         nameless.look();
+        if self.mappings {
+            let held = Held::by(CWD, c"/proc", work);
+            if held.too_many {
+                return Some(true);
+            }
+            for (inode, size) in held.files {
+                if nameless.seen.insert(inode) {
+                    nameless.bytes = nameless.bytes.saturating_add(size);
+                }
+            }
+        }
         if nameless.looked > DESCRIPTORS || files.saturating_add(nameless.seen.len() as u64) > most_files {
             return Some(true);
         }
@@ -147,7 +161,7 @@ impl Nameless {
 }
 
 /// Does something for each entry of a directory whose name is a number.
-fn for_each_number(at: impl AsFd, path: &CStr, mut action: impl FnMut(BorrowedFd<'_>, &CStr)) {
+pub(super) fn for_each_number(at: impl AsFd, path: &CStr, mut action: impl FnMut(BorrowedFd<'_>, &CStr)) {
     let Some(mut dir) = open_dir(at, path).and_then(|fd| Dir::new(fd).ok()) else { return };
     while let Some(Ok(entry)) = dir.next() {
         let name = entry.file_name();
@@ -159,7 +173,7 @@ fn for_each_number(at: impl AsFd, path: &CStr, mut action: impl FnMut(BorrowedFd
     }
 }
 
-fn open_dir(at: impl AsFd, name: &CStr) -> Option<OwnedFd> {
+pub(super) fn open_dir(at: impl AsFd, name: &CStr) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(at, name, flags, Mode::empty()).ok()
 }

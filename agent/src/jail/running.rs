@@ -528,6 +528,8 @@ impl Running {
         }
         match (&self.verdict, self.abandoned.and_then(sys::signal_of)) {
             (Some(Verdict::Ended(status)), _) => match sys::signal_of(*status) {
+                // How the kernel says it.
+                Some(libc::SIGXFSZ) => ExitCause::DiskFull("it wrote a larger file than it may".to_owned()),
                 Some(signal) => ExitCause::Signalled(signal),
                 None => ExitCause::Exited(sys::code_of(*status)),
             },

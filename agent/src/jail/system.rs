@@ -8,7 +8,7 @@ use std::{
 use super::plan::System;
 
 /// Directories with programs, libraries and settings, where they exist.
-const DIRECTORIES: [&str; 12] = [
+const DIRECTORIES: [&str; 13] = [
     "/usr",
     "/etc",
     "/opt",
@@ -22,6 +22,9 @@ const DIRECTORIES: [&str; 12] = [
     "/gnu",
     // How many processors there are and how they hang together.
     "/sys/devices/system",
+    // Without it a program that writes letters reads every font anew, and leaves a cache in the work
+    // directory.
+    "/var/cache/fontconfig",
 ];
 /// Nothing, zeros, a full disk, chance, and whatever terminal a process has made its own.
 const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];

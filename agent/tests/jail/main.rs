@@ -5,6 +5,7 @@ mod abuse;
 mod attacks;
 mod containment;
 mod endings;
+mod hoards;
 mod lease;
 mod output;
 mod programs;

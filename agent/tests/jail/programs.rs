@@ -17,14 +17,28 @@ use super::support::{Node, as_everybody};
 
 /// One thing that tasks commonly do.
 struct Program {
-    name: &'static str,
+    does: &'static str,
     /// Programs that it needs besides a shell.
     needs: &'static [&'static str],
     /// Run by `/bin/bash -eu`, in an empty directory.
     script: &'static str,
 }
 
-const PROGRAMS: &[Program] = include!("programs.in");
+/// A test for each, so that they run side by side and each is named.
+macro_rules! programs {
+    ($($test:ident: $program:expr,)*) => {
+        $(
+            #[test]
+            fn $test() {
+                as_everybody(concat!("programs::", stringify!($test)), async |node: Node| {
+                    finds_no_wall_in_its_way(node, &$program).await;
+                });
+            }
+        )*
+    };
+}
+
+include!("programs.in");
 
 /// How long each may take; outside it is ended then.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -128,35 +142,29 @@ fn outside(node: &Node, program: &Program) -> (Left, String) {
     (Left { stdout, status, files: files(&request.work_dir) }, stderr)
 }
 
-#[test]
-fn common_programs_find_no_wall_in_their_way() {
-    as_everybody("programs::common_programs_find_no_wall_in_their_way", async |mut node: Node| {
-        let mut wrong = Vec::new();
-        for program in PROGRAMS {
-            if let Some(missing) = program.needs.iter().find(|needed| !there(needed)) {
-                mesh_skip::skip(&format!("{}: this machine has no {missing} in {PATH}", program.name));
-                continue;
-            }
-            let (without, said) = outside(&node, program);
-            if without.status != "Exited(0)" {
-                mesh_skip::skip(&format!("{}: does not run outside either: {said}", program.name));
-                continue;
-            }
-            let (within, stderr) = inside(&mut node, program).await;
-            if within == without {
-                println!("alike: {}", program.name);
-            } else {
-                let differs = |path: &&String| within.files.get(*path) != without.files.get(*path);
-                let files: Vec<&String> =
-                    within.files.keys().chain(without.files.keys()).filter(differs).collect();
-                wrong.push(format!(
-                    "{}: inside {} {:?}, outside {} {:?}, other files: {files:?}\n{stderr}",
-                    program.name, within.status, within.stdout, without.status, without.stdout
-                ));
-            }
-        }
-        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    });
+async fn finds_no_wall_in_its_way(mut node: Node, program: &Program) {
+    if let Some(missing) = program.needs.iter().find(|needed| !there(needed)) {
+        mesh_skip::skip(&format!("{}: this machine has no {missing} in {PATH}", program.does));
+        return;
+    }
+    let (without, said) = outside(&node, program);
+    if without.status != "Exited(0)" {
+        mesh_skip::skip(&format!("{}: does not run outside either: {said}", program.does));
+        return;
+    }
+    let (within, stderr) = inside(&mut node, program).await;
+    let differs = |path: &&String| within.files.get(*path) != without.files.get(*path);
+    let files: Vec<&String> = within.files.keys().chain(without.files.keys()).filter(differs).collect();
+    assert!(
+        within == without,
+        "{}: inside {} {:?}, outside {} {:?}, other files: {files:?}\n{stderr}",
+        program.does,
+        within.status,
+        within.stdout,
+        without.status,
+        without.stdout
+    );
+    println!("alike: {}: {} bytes printed", program.does, within.stdout.len());
 }
 
 #[test]

@@ -1,0 +1,55 @@
+"""Fills memory that belongs to no process, in the way that is named, a mebibyte at a time, and says so."""
+import ctypes, fcntl, mmap, os, socket, sys
+
+MIB = 1 << 20
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+
+
+def memfd():
+    fd = os.memfd_create("hoard")
+    os.write(fd, bytes(MIB))
+    kept.append(fd)
+
+
+def shared():
+    # Mapped, filled and left: neither in a resident set nor in /proc/PID/smaps of anybody then.
+    room = mmap.mmap(-1, MIB, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    room.write(bytes(MIB))
+    room.madvise(mmap.MADV_DONTNEED)
+    kept.append(room)
+
+
+def segment():
+    libc.shmat.restype = ctypes.c_void_p
+    number = libc.shmget(0, MIB, 0o1600)
+    assert number >= 0, os.strerror(ctypes.get_errno())
+    place = libc.shmat(number, None, 0)
+    ctypes.memset(place, 1, MIB)
+    libc.shmdt(ctypes.c_void_p(place))
+
+
+def pipe():
+    read, write = os.pipe()
+    size = fcntl.fcntl(write, 1031, MIB)
+    os.set_blocking(write, False)
+    assert os.write(write, bytes(size)) == size
+    kept.append((read, write))
+
+
+def local():
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    sent = 0
+    try:
+        while sent < MIB:
+            sent += here.send(bytes(64 * 1024))
+    except BlockingIOError:
+        pass
+    kept.append((here, there))
+
+
+fill = globals()[sys.argv[1]]
+for _ in range(int(sys.argv[2])):
+    fill()
+    print("one more", flush=True)
