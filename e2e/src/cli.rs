@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     binary,
-    process::Signal,
+    process::{Signal, connects},
     wait::{self, secs},
 };
 
@@ -107,6 +107,21 @@ impl Running {
         if let Some(child) = &self.child {
             crate::signal(child.id(), what);
         }
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        let child = self.child.as_mut().expect("it is waited for once");
+        child.try_wait().expect("ask for the exit").is_none()
+    }
+
+    /// Whether it has a connection to this loopback address (host:port).
+    pub fn is_connected(&self, address: &str) -> bool {
+        let pid = self.child.as_ref().expect("it is waited for once").id();
+        address
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse().ok())
+            .is_some_and(|port| connects(pid, port))
     }
 
     /// Waits for its end.

@@ -166,6 +166,27 @@ fn parent(pid: u32) -> Option<u32> {
     stat.rsplit(')').next()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// Whether a process has an open connection to a port of the loopback.
+pub(crate) fn connects(pid: u32, port: u16) -> bool {
+    const ESTABLISHED: &str = "01";
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let to = format!(":{port:04X}");
+    let inodes: Vec<String> = table
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace().skip(2);
+            let (remote, state) = (fields.next()?, fields.next()?);
+            // Queues, timer, retransmissions, user, timeout, inode.
+            let inode = fields.nth(5)?;
+            (remote.ends_with(&to) && state == ESTABLISHED).then(|| format!("socket:[{inode}]"))
+        })
+        .collect();
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    open.flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .any(|path| inodes.iter().any(|inode| path.as_os_str() == inode.as_str()))
+}
+
 /// Every living process that has `mark` (a path of this test alone) in its command line,
 /// its environment or as its work directory. This is how a test finds jails, tasks and
 /// database servers that were started for it by others.
