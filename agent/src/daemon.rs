@@ -64,6 +64,7 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
     config.data_dir.clone_from(&data.path);
     let identity_dir = IdentityDir::of(&data.path)?;
     let identity = enrolled(&identity_dir, join, &config.name).await?;
+    let cert = ClientCert::of_node(identity.cert.clone(), &identity.key)?;
     let root = rustix::process::geteuid().is_root();
     let work_root = data.work_root(root)?;
     let machine = Machine::look().context("cannot look at this machine")?;
@@ -100,7 +101,6 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
 
     let timings = config.timings;
     let backoff = Backoff::new(timings.reconnect_min, timings.reconnect_max);
-    let cert = ClientCert::of_node(identity.cert.clone(), &identity.key)?;
     let tls = ClientTls { ca: identity.ca.clone(), mesh: identity.node.mesh, cert: cert.clone() };
     let options = ChannelOptions {
         connect_timeout: timings.connect_timeout,

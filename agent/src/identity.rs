@@ -15,11 +15,15 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
-use mesh_certs::{CertError, NodeKey, pem_of, write_private};
+use mesh_certs::{CertError, Identity as Holder, NodeKey, check_member, pem_of, write_private};
+use mesh_proto::digest::Digest;
 use mesh_proto::ids::{MeshId, NodeId};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
+
+/// What makes the node enrolled.
+const NODE: &str = "node.json";
 
 /// Why an identity cannot be used or kept.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +34,18 @@ pub enum IdentityError {
     NotEnrolled,
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} is damaged: {what}; remove {} and join again", path.display(), path.parent().unwrap_or(path).display())]
+    #[error(
+        "{} is damaged: {what}. Remove {} and join again with a new token (`meshctl token create` makes one): \
+         agent run --join TOKEN. The node keeps its key, and so what it was", path.display(),
+        path.with_file_name(NODE).display()
+    )]
     Damaged { path: PathBuf, what: String },
+    #[error(
+        "{} is damaged: {what}. Without its key this node is lost to the mesh: remove {} and join again with a \
+         new token (`meshctl token create` makes one), as another node: agent run --join TOKEN --name NAME",
+        path.display(), path.parent().unwrap_or(path).display()
+    )]
+    Keyless { path: PathBuf, what: String },
     #[error(transparent)]
     Cert(#[from] CertError),
 }
@@ -46,6 +60,21 @@ pub struct Node {
     pub endpoints: Vec<String>,
     /// Unix milliseconds when the certificate arrived.
     pub issued_at_ms: u64,
+}
+
+/// The file: with the digest of what it says, or a damaged address would be dialled for ever.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    node: Node,
+    /// Missing in files of the first version.
+    sum: Option<String>,
+}
+
+fn sum_of(node: &Node) -> String {
+    let Node { mesh, node, name, endpoints, issued_at_ms } = node;
+    let text = format!("{mesh} {node} {name} {} {issued_at_ms}", endpoints.join(" "));
+    Digest::of(text.as_bytes()).to_string()
 }
 
 /// An enrolled node.
@@ -76,7 +105,7 @@ impl IdentityDir {
 
     /// Whether the node joined a mesh.
     pub fn is_enrolled(&self) -> bool {
-        self.path("node.json").exists()
+        self.path(NODE).exists()
     }
 
     /// The node's key; made when there is none.
@@ -89,15 +118,28 @@ impl IdentityDir {
             return Err(IdentityError::NotEnrolled);
         }
         let node = self.node()?;
-        let key = NodeKey::load(&self.path("key.pem"))?;
-        Ok(Identity { node, key, cert: self.cert("cert.pem")?, ca: self.cert("ca.pem")? })
+        let path = self.path("key.pem");
+        let keyless =
+            |error: CertError| IdentityError::Keyless { path: path.clone(), what: error.to_string() };
+        let key = NodeKey::load(&path).map_err(keyless)?;
+        let (cert, ca) = (self.cert("cert.pem")?, self.cert("ca.pem")?);
+        let wrong = |what: String| IdentityError::Damaged { path: self.path("cert.pem"), what };
+        match check_member(node.mesh, &ca, &cert, &key) {
+            Ok(Holder::Node(id)) if id == node.node => Ok(Identity { node, key, cert, ca }),
+            Ok(holder) => Err(wrong(format!("it is for {holder}, not for node/{}", node.node))),
+            Err(error) => Err(wrong(format!("it does not fit the other files here: {error}"))),
+        }
     }
 
     fn node(&self) -> Result<Node, IdentityError> {
-        let path = self.path("node.json");
+        let path = self.path(NODE);
         let text = fs::read(&path).map_err(|source| IdentityError::Io { path: path.clone(), source })?;
-        serde_json::from_slice(&text)
-            .map_err(|error| IdentityError::Damaged { path, what: error.to_string() })
+        let wrong = |what: String| IdentityError::Damaged { path: path.clone(), what };
+        let kept: Kept = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        if kept.sum.is_some_and(|sum| sum != sum_of(&kept.node)) {
+            return Err(wrong("its digest is of something else".to_owned()));
+        }
+        Ok(kept.node)
     }
 
     fn cert(&self, name: &str) -> Result<CertificateDer<'static>, IdentityError> {
@@ -131,8 +173,9 @@ impl IdentityDir {
     }
 
     fn write(&self, node: &Node) -> Result<(), IdentityError> {
-        let path = self.path("node.json");
-        let text = serde_json::to_vec_pretty(node)
+        let path = self.path(NODE);
+        let kept = Kept { node: node.clone(), sum: Some(sum_of(node)) };
+        let text = serde_json::to_vec_pretty(&kept)
             .map_err(|error| IdentityError::Damaged { path: path.clone(), what: error.to_string() })?;
         Ok(write_private(&path, &text)?)
     }

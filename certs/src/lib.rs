@@ -45,5 +45,5 @@ pub use pinned::pinned_channel;
 pub use route::{Route, leader_in, to_front};
 pub use server::{ServerCert, join_config, mtls_config, mtls_config_with};
 pub use token::{JoinToken, hash_secret, same_secret};
-pub use trust::{Trust, install_provider};
+pub use trust::{Trust, check_member, install_provider};
 pub use x509::{cert_fingerprint, key_fingerprint, not_after, pem_of};

@@ -1,7 +1,7 @@
 //! Whom either side trusts: the verifiers of both ends. The server's can be given other roots
 //! and a list of the revoked while it serves; each new handshake sees the newest.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_proto::ids::MeshId;
@@ -24,6 +24,7 @@ use crate::{
     conn::Peer,
     error::CertError,
     identity::{Identity, identity_of},
+    key::NodeKey,
     x509,
 };
 
@@ -35,6 +36,22 @@ pub fn install_provider() {
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
+}
+
+/// Whose certificate this is, if it, its key and its CA belong together. Its age does not matter.
+pub fn check_member(
+    mesh: MeshId,
+    ca: &CertificateDer<'static>,
+    cert: &CertificateDer<'_>,
+    key: &NodeKey,
+) -> Result<Identity, CertError> {
+    let end = u64::try_from(x509::not_after(cert)?.timestamp()).unwrap_or_default();
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(end));
+    Trust::new(mesh, std::slice::from_ref(ca))?.verify_client_cert(cert, &[], at)?;
+    if x509::key_fingerprint(cert)? != key.fingerprint() {
+        return Err(CertError::KeyMismatch);
+    }
+    identity_of(cert, mesh)
 }
 
 type Revoked = dyn Fn(&Peer) -> bool + Send + Sync;

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod ends;
 mod fake;
+mod identity;
 mod join;
 mod lease;
 mod mounts;

@@ -52,8 +52,8 @@ impl Agent {
 
     /// Starts the daemon and waits for its ready line.
     pub async fn start(&mut self, token: Option<&str>) {
-        let mut command = self.command("run");
-        command.args(["--name", "desk"]).args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut command = self.run_command();
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
         if let Some(token) = token {
             command.args(["--join", token]);
         }
@@ -69,6 +69,13 @@ impl Agent {
         self.ready = serde_json::from_str(&line)
             .unwrap_or_else(|_| panic!("{line:?} is not ready: {}", self.log_text()));
         self.child = Some(child);
+    }
+
+    /// `agent run` on its directory.
+    pub fn run_command(&self) -> Command {
+        let mut command = self.command("run");
+        command.args(["--name", "desk"]).args(&self.args);
+        command
     }
 
     fn log(&self) -> PathBuf {
