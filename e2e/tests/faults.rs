@@ -230,8 +230,7 @@ fn a_database_that_stands_still_for_seconds_costs_no_task_and_no_epoch() {
 #[test]
 fn a_full_disk_is_named_and_what_was_acknowledged_is_there_once_there_is_space() {
     if !can_mount() {
-        eprintln!("SKIPPED: this machine lets no test mount a small disk");
-        return;
+        return mesh_skip::skip("this machine lets no test mount a small disk");
     }
     let mesh = Mesh::start_with(MeshOptions { disk: Some(300), ..MeshOptions::default() });
     let _agent = mesh.agent("attic", AgentOptions::default());

@@ -113,6 +113,9 @@ async fn serve_on(
     let ca = Arc::new(shared::authority(config, &store, mesh, data_dir.path()).await?);
     let store_dir = shared::store_dir(config, &store, mesh, data_dir.path()).await?;
     let alone = config.mesh_secret_file.is_none();
+    if !alone {
+        shared::role(&store).await?;
+    }
     let metrics =
         Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")).map_err(|_| ServeError::Setup("the metrics"))?);
     let edge_stop = CancellationToken::new();

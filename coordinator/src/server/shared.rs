@@ -69,6 +69,12 @@ pub enum SharedError {
         .to.display()
     )]
     NotMoved { from: PathBuf, to: PathBuf },
+    #[error(
+        "another coordinator of this mesh is connected to the database as {0}, whose connections this one's role \
+         may not end, as it must when it follows a leader that froze in the middle of a commit: name the same \
+         role in every --database-url, or GRANT {0} to this one's"
+    )]
+    OtherRole(String),
     #[error("cannot use the store {}", .path.display())]
     Store { path: PathBuf, source: io::Error },
 }
@@ -119,6 +125,14 @@ pub(super) async fn authority(
 
 fn sealed(ca: &Ca, secret: &[u8], purpose: &str) -> Authority {
     Authority { certificate_pem: ca.cert_pem(), key: seal::seal(secret, purpose, ca.key_pem().as_bytes()) }
+}
+
+/// A stand-by ends connections of the leader that it follows.
+pub(super) async fn role(store: &Store) -> Result<(), ServeError> {
+    match store.role_out_of_reach().await? {
+        Some(role) => Err(SharedError::OtherRole(role).into()),
+        None => Ok(()),
+    }
 }
 
 /// Whether nobody ever led this mesh, so that no node can know a CA of it.

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use mesh_proto::ids::{CoordinatorId, Incarnation};
 use sqlx::PgConnection;
 
-use super::StoreError;
+use super::{Store, StoreError};
 
 /// The leader's row as it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,4 +99,20 @@ pub async fn bound_waits(connection: &mut PgConnection, millis: u32) -> Result<(
         .fetch_one(connection)
         .await?;
     Ok(())
+}
+
+impl Store {
+    /// The role of another coordinator's connections, if this one may not end them ([`break_lock`]).
+    pub async fn role_out_of_reach(&self) -> Result<Option<String>, StoreError> {
+        Ok(sqlx::query_scalar!(
+            r#"SELECT usename::text AS "role!" FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name = $1
+                   AND NOT pg_has_role(current_user, usesysid, 'USAGE')
+                   AND NOT pg_has_role(current_user, 'pg_signal_backend', 'USAGE')
+               LIMIT 1"#,
+            super::APPLICATION,
+        )
+        .fetch_optional(self.pool())
+        .await?)
+    }
 }

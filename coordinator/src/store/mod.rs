@@ -40,6 +40,9 @@ use sqlx::{
 /// of Postgres those in the pool are dead.
 const FRESH: Duration = Duration::from_millis(500);
 
+/// How the database knows a coordinator's connections.
+const APPLICATION: &str = "mesh-coordinator";
+
 /// The schema, in order.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
@@ -55,7 +58,7 @@ impl Store {
     #[must_use]
     pub fn new(options: PgConnectOptions, connections: u32) -> Self {
         let options = options
-            .application_name("mesh-coordinator")
+            .application_name(APPLICATION)
             // What a program that froze has locked is let go of in the end. Not sooner: between two
             // statements lies a round trip, and one to a slow database takes seconds. A successor
             // breaks the lock on the leader's row itself.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh_proto::ids::CoordinatorId;
 
 use super::Kit;
-use crate::store::{StoreError, leader};
+use crate::store::{Store, StoreError, leader};
 
 #[tokio::test]
 async fn of_two_who_saw_the_same_row_one_takes_the_lead() {
@@ -49,4 +49,17 @@ async fn laying_down_leaves_no_holder_and_only_the_own_lead_can_be_laid_down() {
     leader::lay_down(&mut kit.connection, kit.epoch).await.unwrap();
     let after = leader::read(&mut kit.connection).await.unwrap();
     assert_eq!((after.holder, after.epoch, after.seq), (None, before.epoch, before.seq + 1));
+}
+
+#[tokio::test]
+async fn another_coordinators_role_that_is_out_of_reach_is_named() {
+    let database = crate::postgres::testing::database().await;
+    let store = Store::new(database.options.clone(), 1);
+    let same = Store::new(database.options.clone(), 1);
+    assert!(same.answers().await);
+    assert_eq!(store.role_out_of_reach().await.unwrap(), None, "its own role's connections it may end");
+    let other = Store::new(database.options.clone().username("postgres"), 1);
+    assert!(other.answers().await);
+    assert_eq!(store.role_out_of_reach().await.unwrap().as_deref(), Some("postgres"));
+    assert_eq!(other.role_out_of_reach().await.unwrap(), None, "a superuser may end all");
 }
