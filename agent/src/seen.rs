@@ -23,11 +23,16 @@ pub struct StaleLeader {
     our_incarnation: String,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Point {
     incarnation: String,
+    /// The highest of this history.
     epoch: u64,
+    /// What is brought back: the highest commit of this history, the epoch that it was told in, and
+    /// what proves to a coordinator that one of them told it.
     seq: u64,
+    told_in: u64,
+    proof: Vec<u8>,
 }
 
 /// The file: a point with the digest of what it says, or a damaged digit would pass for a higher
@@ -38,22 +43,42 @@ struct Kept {
     incarnation: String,
     epoch: u64,
     seq: u64,
-    /// Missing in files of the first version.
+    /// Missing with its proof in files of the first version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    told_in: Option<u64>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    proof: String,
     #[serde(default)]
     sum: Option<String>,
 }
 
 impl Kept {
     fn new(point: &Point) -> Self {
-        let Point { incarnation, epoch, seq } = point;
-        let sum = Digest::of(format!("{incarnation} {epoch} {seq}").as_bytes()).to_string();
-        Self { incarnation: incarnation.clone(), epoch: *epoch, seq: *seq, sum: Some(sum) }
+        let Point { incarnation, epoch, seq, told_in, proof } = point.clone();
+        let kept =
+            Self { incarnation, epoch, seq, told_in: Some(told_in), proof: hex::encode(proof), sum: None };
+        Self { sum: Some(kept.sum()), ..kept }
+    }
+
+    fn sum(&self) -> String {
+        let Self { incarnation, epoch, seq, told_in, proof, sum: _ } = self;
+        let told = told_in.map(|told_in| format!(" {told_in} {proof}")).unwrap_or_default();
+        Digest::of(format!("{incarnation} {epoch} {seq}{told}").as_bytes()).to_string()
     }
 
     fn read(bytes: &[u8]) -> Option<Point> {
-        let Self { incarnation, epoch, seq, sum } = serde_json::from_slice(bytes).ok()?;
-        let point = Point { incarnation, epoch, seq };
-        sum.is_none_or(|sum| Self::new(&point).sum == Some(sum)).then_some(point)
+        let kept: Self = serde_json::from_slice(bytes).ok()?;
+        if kept.sum.as_ref().is_some_and(|sum| *sum != kept.sum()) {
+            return None;
+        }
+        let Self { incarnation, epoch, seq, told_in, proof, sum: _ } = kept;
+        Some(Point {
+            incarnation,
+            epoch,
+            seq,
+            told_in: told_in.unwrap_or(epoch),
+            proof: hex::decode(proof).ok()?,
+        })
     }
 }
 
@@ -72,15 +97,10 @@ impl Seen {
         Self { path, highest: Mutex::new(kept.unwrap_or_default()) }
     }
 
-    /// The highest point, for the coordinator to compare with its own.
+    /// The highest commit as it was told, for the coordinator to compare with its own.
     pub fn point(&self) -> Option<CommitPoint> {
-        let highest = self.lock();
-        let Point { incarnation, epoch, seq } = &*highest;
-        (!incarnation.is_empty()).then(|| CommitPoint {
-            incarnation: incarnation.clone(),
-            epoch: *epoch,
-            seq: *seq,
-        })
+        let Point { incarnation, epoch: _, seq, told_in, proof } = self.lock().clone();
+        (!incarnation.is_empty()).then_some(CommitPoint { incarnation, epoch: told_in, seq, proof })
     }
 
     /// Takes note of where a coordinator stands, or refuses it. Within one epoch messages may
@@ -99,11 +119,12 @@ impl Seen {
             });
         }
         let risen = theirs > ours;
-        if risen || leader.seq > highest.seq {
-            // Within one history `seq` never falls: what falls is for the coordinator to hear of.
-            let same = leader.incarnation == highest.incarnation;
-            let seq = if same { leader.seq.max(highest.seq) } else { leader.seq };
-            *highest = Point { incarnation: leader.incarnation.clone(), epoch: leader.epoch, seq };
+        // Within one history `seq` never falls: what falls is for the coordinator to hear of.
+        if leader.incarnation != highest.incarnation || leader.seq > highest.seq {
+            let CommitPoint { incarnation, epoch, seq, proof } = leader.clone();
+            *highest = Point { incarnation, epoch, seq, told_in: epoch, proof };
+        } else {
+            highest.epoch = leader.epoch;
         }
         if risen {
             self.save(&highest);
@@ -133,7 +154,8 @@ mod tests {
     use super::*;
 
     fn point(incarnation: &str, epoch: u64, seq: u64) -> CommitPoint {
-        CommitPoint { incarnation: incarnation.to_owned(), epoch, seq }
+        let proof = format!("{incarnation} {epoch} {seq}").into_bytes();
+        CommitPoint { incarnation: incarnation.to_owned(), epoch, seq, proof }
     }
 
     #[test]
@@ -152,7 +174,8 @@ mod tests {
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         assert_eq!(Seen::load(path.clone()).point(), None);
         std::fs::write(&path, br#"{"incarnation":"a","epoch":3,"seq":7}"#).unwrap();
-        assert_eq!(Seen::load(path).point(), Some(point("a", 3, 7)));
+        let without_proof = CommitPoint { proof: Vec::new(), ..point("a", 3, 7) };
+        assert_eq!(Seen::load(path).point(), Some(without_proof));
     }
 
     #[test]
@@ -168,7 +191,12 @@ mod tests {
         assert_eq!(again.point(), Some(point("a", 4, 100)));
         assert!(again.observe(Some(&point("a", 3, 999))).is_err());
         again.observe(Some(&point("a", 5, 1))).unwrap();
-        assert_eq!(again.point(), Some(point("a", 5, 100)), "what the mesh has lost is forgotten");
+        assert_eq!(
+            again.point(),
+            Some(point("a", 4, 100)),
+            "what the mesh has lost is forgotten, or unproved"
+        );
+        assert!(again.observe(Some(&point("a", 4, 101))).is_err(), "the epoch before");
         again.observe(Some(&point("b", 1, 1))).unwrap();
         assert!(again.observe(Some(&point("a", 6, 1))).is_err(), "the older history");
     }

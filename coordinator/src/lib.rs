@@ -15,6 +15,7 @@ pub mod http;
 pub mod metrics;
 pub mod output;
 pub mod postgres;
+pub mod proof;
 pub mod reload;
 mod seal;
 pub mod server;

@@ -152,7 +152,12 @@ fn attempt() -> AttemptKey {
 }
 
 fn point() -> CommitPoint {
-    CommitPoint { incarnation: "0190b6a5-0000-7000-8000-00000000000a".to_owned(), epoch: 3, seq: 99 }
+    CommitPoint {
+        incarnation: "0190b6a5-0000-7000-8000-00000000000a".to_owned(),
+        epoch: 3,
+        seq: 99,
+        proof: vec![0xa5; 32],
+    }
 }
 
 fn file() -> FileEntry {

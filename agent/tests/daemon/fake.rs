@@ -274,7 +274,7 @@ impl Fake {
     }
 
     fn leader(&self) -> v1::CommitPoint {
-        v1::CommitPoint { incarnation: "one".into(), epoch: self.state().epoch, seq: 1 }
+        v1::CommitPoint { incarnation: "one".into(), epoch: self.state().epoch, seq: 1, proof: Vec::new() }
     }
 }
 

@@ -30,6 +30,7 @@ use crate::{
     },
     failpoint::{Point, reach},
     metrics::Metrics,
+    proof::Prover,
     store::{Store, StoreError, coordinators::Addresses},
 };
 
@@ -48,6 +49,8 @@ pub struct Options {
     pub id: CoordinatorId,
     /// Where this coordinator is reached.
     pub addresses: Addresses,
+    /// Shows agents' commit points to be a coordinator's.
+    pub prover: Prover,
     /// It shares nothing, so it can neither stand by nor go on once another leads.
     pub alone: bool,
     pub settings: Settings,
@@ -83,7 +86,7 @@ impl<O: Outside> CommitLoop<O> {
     pub fn new(store: Store, options: Options, outside: O, metrics: Arc<Metrics>) -> (Self, Core) {
         let (send, queue) = mpsc::channel(options.queue);
         let (phase, phases) = watch::channel(Phase::Recovering);
-        let standing = Arc::new(Standing::default());
+        let standing = Arc::new(Standing::new(options.prover.clone()));
         let core = Core {
             queue: send,
             phase: phases,

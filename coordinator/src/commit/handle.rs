@@ -26,6 +26,7 @@ use crate::{
         effect::{Refusal, Reply},
         event::{Event, ReplyId},
     },
+    proof::Prover,
     store::{clock::boot_ms, coordinators::Addresses},
 };
 
@@ -46,6 +47,7 @@ pub enum Phase {
 /// Where the leader stands: shared with readers and sessions.
 #[derive(Debug)]
 pub struct Standing {
+    prover: Prover,
     epoch: AtomicU64,
     seq: AtomicU64,
     /// Boot-time milliseconds until which nobody else can have taken the lead.
@@ -61,9 +63,10 @@ pub struct Standing {
     reign: ArcSwap<CancellationToken>,
 }
 
-impl Default for Standing {
-    fn default() -> Self {
+impl Standing {
+    pub(super) fn new(prover: Prover) -> Self {
         Self {
+            prover,
             epoch: AtomicU64::new(0),
             seq: AtomicU64::new(0),
             lease_until: AtomicU64::new(0),
@@ -74,9 +77,7 @@ impl Default for Standing {
             reign: ArcSwap::default(),
         }
     }
-}
 
-impl Standing {
     pub(super) fn begin(&self, incarnation: Incarnation, epoch: u64) {
         self.incarnation.send_replace(Some(incarnation));
         self.epoch.store(epoch, Ordering::Release);
@@ -157,11 +158,20 @@ impl Standing {
     /// The last commit, for agents.
     #[must_use]
     pub fn point(&self) -> CommitPoint {
-        CommitPoint {
+        let mut point = CommitPoint {
             incarnation: self.incarnation.borrow().map(|id| id.to_string()).unwrap_or_default(),
             epoch: self.epoch.load(Ordering::Acquire),
             seq: self.seq.load(Ordering::Acquire),
-        }
+            proof: Vec::new(),
+        };
+        self.prover.prove(&mut point);
+        point
+    }
+
+    /// Whether a coordinator of this mesh gave this point out.
+    #[must_use]
+    pub fn gave(&self, point: &CommitPoint) -> bool {
+        self.prover.proved(point)
     }
 }
 

@@ -41,7 +41,9 @@ use crate::{
     http::{HttpServer, Options as HttpOptions, Readiness, Watched},
     metrics::Metrics,
     output::OutputStore,
-    postgres, reload,
+    postgres,
+    proof::Prover,
+    reload,
     session::{Hub, Plans, Sessions, Voice},
     spawn::{spawn, spawn_owned},
     store::{Store, StoreError, coordinators::Addresses},
@@ -153,7 +155,7 @@ async fn serve_on(
     if !alone {
         directory.learn(store.addresses().await?, &addresses);
     }
-    let options = commit_options(config, id, addresses.clone());
+    let options = commit_options(config, id, addresses.clone(), Prover::new(ca.key_pem().as_bytes()));
     let (commit_loop, core) = CommitLoop::new(store.clone(), options, voice, Arc::clone(&metrics));
     let rooms = Rooms {
         core: core.clone(),
@@ -255,11 +257,17 @@ fn ended_early(ended: Result<Result<(), StoreError>, tokio::task::JoinError>) ->
     }
 }
 
-fn commit_options(config: &Config, id: CoordinatorId, addresses: Addresses) -> commit::Options {
+fn commit_options(
+    config: &Config,
+    id: CoordinatorId,
+    addresses: Addresses,
+    prover: Prover,
+) -> commit::Options {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     commit::Options {
         id,
         addresses,
+        prover,
         alone: config.mesh_secret_file.is_none(),
         settings: Settings {
             suspect_after_ms: millis(config.timings.suspect_after),

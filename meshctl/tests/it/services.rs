@@ -382,7 +382,7 @@ impl Nodes for Shared {
             mesh_id: "0190aaaa-0000-7000-8000-000000000001".into(),
             coordinator_id: "0190aaaa-0000-7000-8000-000000000002".into(),
             version: "0.1.0".into(),
-            leader: Some(v1::CommitPoint { incarnation: "i".into(), epoch: 3, seq: 4711 }),
+            leader: Some(v1::CommitPoint { incarnation: "i".into(), epoch: 3, seq: 4711, proof: Vec::new() }),
             started_at_ms: 1_762_000_000_000,
             nodes: counted(&[("healthy", 3), ("suspect", 0), ("offline", 1)]),
             jobs: counted(&[("running", 2)]),

@@ -32,6 +32,7 @@ use crate::{
     },
     metrics::Metrics,
     postgres::testing::{TestDatabase, database},
+    proof::Prover,
     spawn::spawn,
     store::{Store, StoreError, coordinators::Addresses},
     testing::{job, joined, new_job, registration, task},
@@ -114,6 +115,7 @@ fn options() -> Options {
     Options {
         id: CoordinatorId::generate(),
         addresses: Addresses { members: vec!["mesh.example:7443".to_owned()], joining: Vec::new() },
+        prover: Prover::new(b"of every test"),
         alone: true,
         settings: Settings::default(),
         takeover: Duration::from_secs(30),

@@ -54,7 +54,7 @@ impl NodeService {
     /// An agent that has seen later commits than this database holds: it went back in time. What
     /// the mesh would do now rests on a state that is over, so it halts until an operator decides.
     /// `seq` never falls, not even with a new epoch, so it alone tells within one history; a later
-    /// history is greater.
+    /// history is greater. Only what a coordinator gave out counts: a node that lies halts nothing.
     pub(super) async fn check_history(
         &self,
         node: &str,
@@ -65,6 +65,14 @@ impl NodeService {
         let ahead = seen.incarnation == mine.incarnation && (seen.epoch > mine.epoch || seen.seq > mine.seq)
             || seen.incarnation > mine.incarnation;
         if !ahead {
+            return Ok(());
+        }
+        if !self.core.standing().gave(seen) {
+            warn!(
+                node,
+                seq = seen.seq,
+                "the node names a commit that no coordinator told it of; it counts for nothing"
+            );
             return Ok(());
         }
         let reason = format!(

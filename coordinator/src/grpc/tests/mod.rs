@@ -132,6 +132,11 @@ struct Mesh {
     database: TestDatabase,
 }
 
+/// What commit points are proved with.
+fn prover() -> crate::proof::Prover {
+    crate::proof::Prover::new(b"of every test")
+}
+
 impl Mesh {
     async fn new() -> Self {
         let database = database().await;
@@ -166,6 +171,7 @@ impl Mesh {
         let options = Options {
             id: CoordinatorId::generate(),
             addresses: Addresses::default(),
+            prover: prover(),
             alone: true,
             settings: Settings::default(),
             takeover: Duration::from_secs(30),

@@ -3,8 +3,8 @@
 use mesh_proto::{
     code::Code,
     v1::{
-        AckKind, HeartbeatRequest, InventoryState, JobState, ListInputsRequest, RegisterNodeRequest,
-        RenewCertificateRequest, Verdict, attempt_event,
+        AckKind, CommitPoint, HeartbeatRequest, InventoryState, JobState, ListInputsRequest,
+        RegisterNodeRequest, RenewCertificateRequest, Verdict, attempt_event,
     },
 };
 
@@ -158,14 +158,38 @@ async fn an_agent_that_has_seen_more_than_the_database_holds_is_refused() {
     let mut request = agent.registration(1, Vec::new());
     let now = mesh.core.standing().point();
     // Histories are told apart by their incarnation; a later one is greater.
-    request.seen =
-        Some(mesh_proto::v1::CommitPoint { incarnation: "0".to_owned(), seq: 1 << 40, ..now.clone() });
+    let given = |incarnation: &str, seq: u64| {
+        let mut point = CommitPoint { incarnation: incarnation.to_owned(), seq, ..now.clone() };
+        super::prover().prove(&mut point);
+        Some(point)
+    };
+    request.seen = given("0", 1 << 40);
     let answer = agent.client.register_node(request.clone()).await;
     answer.expect("an earlier history says nothing of this one");
-    request.seen = Some(mesh_proto::v1::CommitPoint { seq: now.seq + 1_000_000, ..now });
+    request.seen = given(&now.incarnation, now.seq + 1_000_000);
     let status = agent.client.register_node(request).await.unwrap_err();
     assert_eq!(Code::of(&status), Code::Stale, "{status}");
     assert!(status.message().contains("the database went back in time"), "{status}");
+}
+
+#[tokio::test]
+async fn a_node_that_invents_commits_halts_nothing() {
+    let mesh = Mesh::new().await;
+    let (mut agent, _assignments) = mesh.working_agent("amber", 1).await;
+    let now = mesh.core.standing().point();
+    let invented = [
+        CommitPoint { seq: now.seq + 1_000_000, ..now.clone() },
+        CommitPoint { epoch: now.epoch + 1, ..now.clone() },
+        CommitPoint { incarnation: "f".repeat(36), ..now.clone() },
+        // As an agent says it that knows of no proofs.
+        CommitPoint { seq: now.seq + 1_000_000, proof: Vec::new(), ..now },
+    ];
+    for seen in invented {
+        let request = RegisterNodeRequest { seen: Some(seen.clone()), ..agent.registration(1, Vec::new()) };
+        agent.client.register_node(request).await.unwrap_or_else(|status| panic!("{seen:?}: {status}"));
+        assert_eq!(mesh.core.standing().halted(), None, "{seen:?}");
+    }
+    mesh.submit(job(vec![array("a", 1)])).await;
 }
 
 #[tokio::test]
