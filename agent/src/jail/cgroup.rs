@@ -8,11 +8,17 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
-use rustix::event::EventfdFlags;
+use rustix::{
+    event::EventfdFlags,
+    fs::{FlockOperation, flock},
+};
 
 use super::protocol::Bounds;
 
@@ -27,6 +33,8 @@ const BESIDE: &str = "mesh-agent";
 pub struct Groups {
     version: Version,
     next: u64,
+    /// Locks on them: a jail that starts sweeps away what no living one holds.
+    _held: Vec<File>,
 }
 
 enum Version {
@@ -50,20 +58,22 @@ impl Groups {
         let one = |controller: &str| {
             hierarchies.iter().find(|found| found.controllers.iter().any(|name| name == controller))
         };
+        let mut held = Vec::new();
         let version = if let (Some(memory), Some(pids), Some(cpu)) = (one("memory"), one("pids"), one("cpu"))
         {
-            let make = |found: &Hierarchy| -> io::Result<PathBuf> {
+            let mut make = |found: &Hierarchy| -> io::Result<PathBuf> {
                 let dir = found.dir.join(name);
                 sweep(&found.dir);
+                held.push(hold(&dir)?);
                 empty(&dir)?;
                 Ok(dir)
             };
             Version::One { memory: make(memory)?, pids: make(pids)?, cpu: make(cpu)? }
         } else {
             let two = hierarchies.iter().find(|found| found.controllers.is_empty());
-            Version::Two(delegated(&two.ok_or(io::ErrorKind::NotFound)?.dir, name)?)
+            Version::Two(delegated(&two.ok_or(io::ErrorKind::NotFound)?.dir, name, &mut held)?)
         };
-        Ok(Self { version, next: 0 })
+        Ok(Self { version, next: 0, _held: held })
     }
 
     /// A new group for a slot, without bounds.
@@ -75,7 +85,7 @@ impl Groups {
             Version::Two(dir) => vec![dir.join(&name)],
         };
         for dir in &dirs {
-            // Another jail may have taken ours for one of a dead jail while it was empty.
+            // A jail of a version without locks may have taken ours for one of a dead jail.
             fs::create_dir_all(dir)?;
         }
         Group::open(dirs, matches!(self.version, Version::Two(_)))
@@ -110,8 +120,28 @@ fn empty(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the groups that jails of other directories left when they were killed: those in which
-/// nobody is any more.
+/// Makes a group where there is none, and holds it for as long as the handle lives.
+fn hold(dir: &Path) -> io::Result<File> {
+    loop {
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+        let handle = match File::open(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        rustix::io::retry_on_intr(|| flock(&handle, FlockOperation::LockExclusive))?;
+        // Whoever held it before may have swept it away.
+        let (mine, there) = (handle.metadata()?, fs::metadata(dir));
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (mine.dev(), mine.ino())) {
+            return Ok(handle);
+        }
+    }
+}
+
+/// Removes the groups that jails of other directories left when they were killed: those that nobody
+/// holds and in which nobody is any more. A living jail's group is empty before its first task is in it.
 fn sweep(own: &Path) {
     let ours = |name: &str| {
         name.strip_prefix("mesh-")
@@ -119,8 +149,11 @@ fn sweep(own: &Path) {
     };
     let Ok(entries) = fs::read_dir(own) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(ours)) {
-        let _in_use = empty(&entry.path());
-        remove(entry.path());
+        let Ok(handle) = File::open(entry.path()) else { continue };
+        if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _in_use = empty(&entry.path());
+            remove(entry.path());
+        }
     }
 }
 
@@ -163,7 +196,7 @@ fn hierarchies(cgroup: &str, mountinfo: &str) -> Vec<Hierarchy> {
 
 /// A group of version 2 in which others may be bounded. The one that this process is in must be the
 /// agent's to divide; who is in it moves to a group beside, since none may be both.
-fn delegated(own: &Path, name: &str) -> io::Result<PathBuf> {
+fn delegated(own: &Path, name: &str, held: &mut Vec<File>) -> io::Result<PathBuf> {
     const NEEDED: [&str; 3] = ["memory", "pids", "cpu"];
     // A jail before this one divided the group above and moved us here.
     let own = if own.ends_with(BESIDE) { own.parent().unwrap_or(own) } else { own };
@@ -173,6 +206,7 @@ fn delegated(own: &Path, name: &str) -> io::Result<PathBuf> {
     }
     let dir = own.join(name);
     sweep(own);
+    held.push(hold(&dir)?);
     empty(&dir)?;
     // Whoever is born between the reading and the dividing makes the group busy.
     let mut tries = 10;
@@ -371,6 +405,27 @@ mod tests {
     fn dirs(cgroup: &str, mountinfo: &str) -> Vec<(String, String)> {
         let found = hierarchies(cgroup, mountinfo);
         found.into_iter().map(|h| (h.controllers.join(","), h.dir.display().to_string())).collect()
+    }
+
+    #[test]
+    fn what_a_living_jail_holds_is_not_swept_away_however_empty_it_is() {
+        let own = tempfile::tempdir().unwrap();
+        let group = |mark: &str| own.path().join(format!("mesh-{mark}"));
+        let (living, dead) = (group("0123456789abcdef"), group("fedcba9876543210"));
+        let others = own.path().join("mesh-of-another-kind");
+        let held = hold(&living).unwrap();
+        for dir in [living.join("slot-1"), dead.join("slot-1"), others.clone()] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        sweep(own.path());
+        assert!(living.join("slot-1").exists() && others.exists());
+        assert!(!dead.exists(), "what a dead jail left stays");
+        drop(held);
+        sweep(own.path());
+        assert!(!living.exists());
+        // Its next jail makes it anew, also when it is swept away while that one waits for it.
+        hold(&living).unwrap();
+        assert!(living.exists());
     }
 
     #[test]
