@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 
 use crate::{
     floor::millis,
-    processes::{Usage, children},
+    processes::{Usage, children, name},
     stats::median,
 };
 
@@ -104,13 +104,10 @@ impl Bed {
     }
 }
 
-/// The agent's jail: its one process beside the daemon when nothing runs.
+/// The agent's jail: the process beside the daemon that keeps slots and tasks.
 pub fn jail_of(agent: &Agent) -> anyhow::Result<u32> {
-    let daemon = agent.pid();
     let jail = wait::within(Duration::from_secs(10), || {
-        let mut others = agent.processes();
-        others.remove(&daemon);
-        (others.len() == 1).then(|| others.first().copied()).flatten()
+        agent.processes().into_iter().find(|pid| name(*pid) == "mesh-jail")
     });
-    jail.ok_or_else(|| anyhow!("the agent has no jail, or does not settle"))
+    jail.ok_or_else(|| anyhow!("the agent has no jail"))
 }

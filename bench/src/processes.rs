@@ -49,6 +49,12 @@ pub fn children(parent: u32) -> Vec<u32> {
     pids.filter(|pid| stat(*pid).is_some_and(|stat| stat.parent == parent)).collect()
 }
 
+/// The name that a process gave itself.
+#[must_use]
+pub fn name(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
 /// A process's resident memory in MiB.
 #[must_use]
 pub fn resident_mib(pid: u32) -> f64 {

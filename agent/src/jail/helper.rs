@@ -8,40 +8,24 @@
 //! (`mapped`).
 
 use std::{
-    collections::VecDeque,
     fs,
-    io::IoSliceMut,
-    mem::MaybeUninit,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    time::Duration,
 };
 
 use rustix::{
-    event::{PollFd, PollFlags},
     io::Errno,
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags},
+    net::{RecvFlags, SendFlags},
     process::Signal,
-    time::Timespec,
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     keeper::{self, STACK, Stdio},
     mapped::Mapped,
-    plan::{Plan, Step},
-    protocol,
+    orders::{self, Inbox, Order},
+    plan::Step,
     steps::{Hands, carry_out},
     sys::{self, Fork, Signals},
 };
-
-/// What the jail tells a helper.
-#[derive(Serialize, Deserialize)]
-pub enum Order<P> {
-    /// Fork a keeper; its standard output, standard error and control socket come along.
-    Start(P),
-    /// A task has ended: be ready for another.
-    Clean,
-}
 
 /// What a helper answers to a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +71,6 @@ impl Reply {
     }
 }
 
-/// Descriptors of a helper: its socket, and nothing to read for its tasks.
-const SOCKET: i32 = 3;
-const NULL: i32 = 4;
-/// Descriptors that come with a start.
-const WITH_START: usize = 3;
-
 /// Forks a helper into `namespaces` that prepares `ground` and serves `socket`.
 pub fn fork(
     namespaces: u64,
@@ -107,36 +85,18 @@ pub fn fork(
         Fork::Child => {
             // A panic must not unwind into the jail's loop in this copy of it.
             let _never = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                place_descriptors(socket, null);
-                serve(ground)
+                let (socket, null) = orders::place(socket, null);
+                serve(ground, socket, null)
             }));
             sys::exit_now(1)
         }
     }
 }
 
-fn place_descriptors(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) {
-    // First above the places, so that neither overwrites the other.
-    let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 16);
-    if let (Ok(socket), Ok(null)) = (above(socket), above(null)) {
-        sys::place(socket.as_fd(), SOCKET);
-        sys::place(null.as_fd(), NULL);
-        for stdio in 0..SOCKET {
-            sys::place(null.as_fd(), stdio);
-        }
-        sys::close_from(NULL + 1);
-        // Closed just now.
-        std::mem::forget((socket, null));
-    }
-}
-
-fn serve(ground: &[Step]) -> ! {
+fn serve(ground: &[Step], socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> ! {
     Signals::all().block_only();
     let _named = rustix::thread::set_name(c"mesh-slot");
     let _armed = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    #[expect(unsafe_code, reason = "a descriptor by its number")]
-    // SAFETY: placed a moment ago, open as long as this process lives.
-    let (socket, null) = unsafe { (BorrowedFd::borrow_raw(SOCKET), BorrowedFd::borrow_raw(NULL)) };
     let mut hands = Hands::default();
     for (number, step) in ground.iter().enumerate() {
         if let Err(errno) = carry_out(step, &mut hands) {
@@ -169,12 +129,7 @@ fn serve(ground: &[Step]) -> ! {
                 }
             }
             Some(Order::Start(plan)) => {
-                let fds = (
-                    inbox.descriptors.pop_front(),
-                    inbox.descriptors.pop_front(),
-                    inbox.descriptors.pop_front(),
-                );
-                let (Some(stdout), Some(stderr), Some(control)) = fds else {
+                let Some([stdout, stderr, control]) = inbox.descriptors() else {
                     reply(socket, Reply::Confused);
                     sys::exit_now(1)
                 };
@@ -208,53 +163,4 @@ fn traffic() -> String {
     ["dev", "snmp", "snmp6"]
         .map(|file| fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default())
         .concat()
-}
-
-/// Orders as they come in.
-#[derive(Default)]
-struct Inbox {
-    bytes: Vec<u8>,
-    descriptors: VecDeque<OwnedFd>,
-}
-
-impl Inbox {
-    /// Whether there is something to take, within this time.
-    fn arrives(&self, socket: BorrowedFd<'_>, within: Duration) -> bool {
-        let mut ready = [PollFd::new(&socket, PollFlags::IN)];
-        let within = Timespec { tv_sec: within.as_secs() as i64, tv_nsec: within.subsec_nanos().into() };
-        // A failure shows when it is read.
-        !self.bytes.is_empty() || rustix::event::poll(&mut ready, Some(&within)) != Ok(0)
-    }
-
-    /// Waits for the next order; none when the jail has gone or makes no sense.
-    fn next(&mut self, socket: BorrowedFd<'_>) -> Option<Order<Plan>> {
-        loop {
-            if let Some(order) = protocol::decode(&mut self.bytes).ok()? {
-                return Some(order);
-            }
-            let mut piece = [0; 16 * 1024];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(WITH_START))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let received = rustix::net::recvmsg(
-                socket,
-                &mut [IoSliceMut::new(&mut piece)],
-                &mut ancillary,
-                RecvFlags::CMSG_CLOEXEC,
-            );
-            let length = match received {
-                Ok(received) => received.bytes,
-                Err(Errno::INTR) => continue,
-                Err(_) => return None,
-            };
-            for message in ancillary.drain() {
-                if let RecvAncillaryMessage::ScmRights(fds) = message {
-                    self.descriptors.extend(fds);
-                }
-            }
-            if length == 0 {
-                return None;
-            }
-            self.bytes.extend_from_slice(&piece[..length]);
-        }
-    }
 }

@@ -29,7 +29,7 @@ use super::{
     room::Watch,
     steps::{Hands, carry_out, keep_capabilities},
     sweep,
-    sys::{self, Fork, Pointers, Signals},
+    sys::{self, Dead, Fork, Pointers, Signals},
 };
 
 /// Asks a keeper outside of a pid namespace to end everything at once.
@@ -184,13 +184,15 @@ pub fn start_from_helper(
 }
 
 /// What the task's side needs to know, in memory that it shares with the keeper until its exec.
-struct Task<'a> {
-    plan: &'a Plan,
-    argv: &'a Pointers<'a>,
-    env: &'a Pointers<'a>,
-    hands: &'a mut Hands,
-    first: usize,
-    failed: bool,
+pub struct Task<'a> {
+    pub plan: &'a Plan,
+    pub argv: &'a Pointers<'a>,
+    pub env: &'a Pointers<'a>,
+    pub hands: &'a mut Hands,
+    /// The first step that is its own.
+    pub first: usize,
+    /// Why it did not come to its exec.
+    pub failed: Option<Word>,
 }
 
 fn keep(
@@ -205,12 +207,12 @@ fn keep(
     tie_to_jail(plan.contained());
     for (number, step) in plan.steps.iter().enumerate() {
         if *step == Step::Fork {
-            let mut task = Task { plan, argv, env, hands, first: number + 1, failed: false };
+            let mut task = Task { plan, argv, env, hands, first: number + 1, failed: None };
             // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds; it is
             // alive until then because this side waits.
             let pid = unsafe { sys::vfork_with(become_task, stack, (&raw mut task).cast()) };
             match pid {
-                Ok(_) if task.failed => sys::exit_now(0),
+                Ok(_) if task.failed.is_some() => sys::exit_now(0),
                 Ok(pid) => watch(pid, plan, jail),
                 Err(errno) => fail(number, errno),
             }
@@ -239,7 +241,7 @@ fn place_descriptors(stdio: &Stdio<'_>) {
 }
 
 /// The jail's death is this process's, also when it happened a moment ago.
-fn tie_to_jail(contained: bool) {
+pub fn tie_to_jail(contained: bool) {
     let signal = if contained { libc::SIGKILL } else { END_NOW };
     // SAFETY: prctl with integers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0) };
@@ -263,28 +265,43 @@ extern "C" fn become_task(task: *mut c_void) -> c_int {
     // SAFETY: the keeper passes its `Task` and waits until this process has exec'd or exited.
     let task = unsafe { &mut *task.cast::<Task<'_>>() };
     tell(PROCESS, 0, 0);
-    for (number, step) in task.plan.steps.iter().enumerate().skip(task.first) {
-        if let Err(errno) = carry_out(step, task.hands) {
-            task.failed = true;
-            tell(STEP_FAILED, number as i32, errno.raw_os_error());
-            sys::exit_now(1);
-        }
+    match task.go_on() {
+        Word::StepFailed { step, errno } => tell(STEP_FAILED, step as i32, errno.raw_os_error()),
+        Word::NoExec(errno) => tell(NO_EXEC, errno.raw_os_error(), 0),
+        Word::Process(_) | Word::Runs | Word::Ended(_) | Word::TooMuch { .. } => {}
     }
-    let mut found = Errno::NOENT;
-    for program in &task.plan.programs {
-        match sys::exec(program, task.argv, task.env) {
-            // Not here; somewhere else in PATH perhaps.
-            Errno::NOENT | Errno::NOTDIR if task.plan.programs.len() > 1 => {}
-            Errno::ACCESS => found = Errno::ACCESS,
-            errno => {
-                found = errno;
-                break;
+    sys::exit_now(1)
+}
+
+impl Task<'_> {
+    /// Carries out the rest of the plan and becomes the command; returns only to say why it could not.
+    /// In the keeper's memory: allocates nothing.
+    pub fn go_on(&mut self) -> Word {
+        let failure = self.fail();
+        self.failed = Some(failure);
+        failure
+    }
+
+    fn fail(&mut self) -> Word {
+        for (step, what) in self.plan.steps.iter().enumerate().skip(self.first) {
+            if let Err(errno) = carry_out(what, self.hands) {
+                return Word::StepFailed { step, errno };
             }
         }
+        let mut found = Errno::NOENT;
+        for program in &self.plan.programs {
+            match sys::exec(program, self.argv, self.env) {
+                // Not here; somewhere else in PATH perhaps.
+                Errno::NOENT | Errno::NOTDIR if self.plan.programs.len() > 1 => {}
+                Errno::ACCESS => found = Errno::ACCESS,
+                errno => {
+                    found = errno;
+                    break;
+                }
+            }
+        }
+        Word::NoExec(found)
     }
-    task.failed = true;
-    tell(NO_EXEC, found.raw_os_error(), 0);
-    sys::exit_now(1)
 }
 
 /// From the exec on: bury, pass requests to end on, look at the work directory, and end with the
@@ -312,7 +329,7 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
             if dead.pid == task {
                 tell(ENDED, dead.status, 0);
                 if !contained {
-                    hunt();
+                    hunt(|_| {});
                 }
                 sys::exit_now(0);
             }
@@ -336,7 +353,7 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
 }
 
 /// SIGTERM to all, and SIGCONT, for a stopped process takes no SIGTERM.
-fn end_gently(contained: bool) {
+pub fn end_gently(contained: bool) {
     for signal in [libc::SIGTERM, libc::SIGCONT] {
         if contained {
             sys::signal_everybody(signal);
@@ -346,13 +363,14 @@ fn end_gently(contained: bool) {
     }
 }
 
-/// Kills until no child is left; whatever a dead one leaves becomes this process's child.
-fn hunt() {
+/// Kills until no child is left and gives each that it buries; whatever a dead one leaves becomes this
+/// process's child.
+pub fn hunt(mut buried: impl FnMut(Dead)) {
     let child = Signals::of(&[libc::SIGCHLD]);
     loop {
         loop {
             match sys::reap() {
-                Ok(Some(_)) => {}
+                Ok(Some(dead)) => buried(dead),
                 Ok(None) => break,
                 Err(_) => return,
             }

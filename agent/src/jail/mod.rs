@@ -14,7 +14,8 @@
 //! The keeper is a fork of the jail. At level `basic` it is process 1 of a pid namespace:
 //! when it goes, the kernel ends everything inside, and it goes when the command ends, when
 //! the jail kills it, or when the jail itself dies. At level `none` it is a subreaper and
-//! hunts its descendants down. The command is started from the keeper with `vfork`.
+//! hunts its descendants down; where tasks have other users than the jail it *stands by* for the next
+//! task of that user. The command is started from the keeper with `vfork`.
 //!
 //! At level `strict` the keeper is forked by a slot's *helper*, a fork of the jail that waits on
 //! prepared ground (control groups, network, user namespace, file tree), so that a task gets all
@@ -22,10 +23,11 @@
 //!
 //! Where to look: `plan` decides, purely, which steps a request takes on this node, and
 //! `plan/strict` is the whole of level strict as two lists; `steps` carries steps out; `keeper`
-//! goes through a task's and buries it; `helper` and `slot` are a slot's two sides, `cgroup` its
+//! goes through a task's and buries it; `standing` and `keepers` are the two sides of one that stays,
+//! `helper` and `slot` those of a slot, `orders` what both are told, `cgroup` a slot's
 //! limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
-//! the watch over a work directory, `mapped` over what of it is mapped alone, `rooms` what an attempt has on disk; `server` is the event loop,
-//! `running` one live attempt; `protocol` and `client` are how the daemon speaks to it, `scope` where
+//! the watch over a work directory, `mapped` over what of it is mapped alone, `rooms` what an attempt has
+//! on disk; `server` is the event loop, `running` one live attempt; `protocol` and `client` are how the daemon speaks to it, `scope` where
 //! systemd puts it; `record` is what is left on
 //! disk; `probe` proves what this machine can do; `sys` has the system calls that no
 //! library wraps. What may enter: what a task's process needs from its birth to its burial.
@@ -46,7 +48,9 @@ mod conn;
 mod entry;
 mod helper;
 mod keeper;
+mod keepers;
 mod mapped;
+mod orders;
 mod plan;
 mod probe;
 pub mod protocol;
@@ -59,6 +63,7 @@ mod seccomp;
 mod server;
 mod slot;
 mod spool;
+mod standing;
 mod steps;
 mod sweep;
 mod sys;

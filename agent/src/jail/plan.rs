@@ -2,6 +2,8 @@
 //! facts to an ordered list of steps, every string already in the form that the kernel takes.
 //! Another level of confinement is another list. May enter: decisions; nothing is done here.
 //!
+//! `step` has the words, `strict` the list of that level.
+//!
 //! Order matters. Mounts come first, while the keeper may still mount; the uid changes after
 //! everything that needs root; capabilities and `no_new_privs` come last before the exec.
 
@@ -11,7 +13,6 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -19,8 +20,11 @@ use super::{
     sys,
 };
 
+mod step;
 mod strict;
+mod text;
 
+pub use step::{Access, Limit, Rule, Step};
 pub use strict::{Ground, System, ground, landlock_trial};
 
 /// What the plan must know of the jail and its machine.
@@ -49,202 +53,6 @@ pub struct Places {
     pub hidden: Vec<PathBuf>,
 }
 
-/// One thing to do. Those up to [`Step::Fork`] are done by the keeper, the rest by the task; what a
-/// slot's helper does once, before any task, is a list of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Step {
-    /// Go into a control group, by its list of processes.
-    JoinGroup(#[serde(with = "text")] CString),
-    /// Keys of nobody else.
-    OwnKeyring,
-    /// A network with nothing in it but a loopback that works.
-    OwnNetwork,
-    /// Make a user namespace in which there is this uid and gid alone, and keep hold of it.
-    OwnUser {
-        uid: u32,
-        gid: u32,
-    },
-    /// From here on build a file tree, aside from the one that this process sees.
-    BeginTree,
-    /// The root of the tree under construction: empty, in memory.
-    TreeRoot(#[serde(with = "text")] CString),
-    Link {
-        #[serde(with = "text")]
-        target: CString,
-        #[serde(with = "text")]
-        path: CString,
-    },
-    MakeFile(#[serde(with = "text")] CString),
-    /// Make this directory the root, with nothing above it.
-    Pivot(#[serde(with = "text")] CString),
-    /// Keep hold of the tree that was built and see the host's again.
-    EndTree,
-    /// Take a copy of the slot's tree, mounts and all, for this task alone.
-    EnterTree,
-    /// Become, for the kernel, somebody without power outside: no way back.
-    EnterUser,
-    /// What was held last: no setuid programs, no devices, and its mounts to itself.
-    Harden {
-        read_only: bool,
-    },
-    /// What was held last: files of this owner are the task's, and the other way round.
-    MapOwner {
-        owner: (u32, u32),
-        task: (u32, u32),
-    },
-    /// An empty directory in memory, writable.
-    Scratch {
-        #[serde(with = "text")]
-        path: CString,
-        #[serde(with = "text")]
-        options: CString,
-    },
-    /// Pseudo terminals of its own, in this directory.
-    Terminals(#[serde(with = "text")] CString),
-    /// A directory that everybody may write in.
-    MakeOpenDir(#[serde(with = "text")] CString),
-    /// Let the root be written to, to make room for mounts.
-    Unseal(#[serde(with = "text")] CString),
-    /// Write down, for the kernel, what may be done below which directory.
-    Rules(Vec<Rule>),
-    /// Be held to those rules from here on.
-    Restrict,
-    /// Be held to the list of system calls from here on.
-    Filter,
-    /// Be, in the new user namespace, who one was outside.
-    MapIds {
-        #[serde(with = "text")]
-        uid_map: CString,
-        #[serde(with = "text")]
-        gid_map: CString,
-    },
-    /// How readily the memory killer takes this process: 0 like anybody, above before others.
-    OomScore(i32),
-    /// Let no other process look into this one.
-    Undumpable,
-    /// Keep what is mounted from now on to this namespace.
-    PrivateMounts,
-    /// Keep hold of a directory that is about to be covered.
-    Hold(#[serde(with = "text")] CString),
-    /// Cover a directory by an empty one.
-    Cover(#[serde(with = "text")] CString),
-    /// Make a directory in a cover.
-    MakeDir(#[serde(with = "text")] CString),
-    /// Put the directory that is held back in its place.
-    Restore(#[serde(with = "text")] CString),
-    /// Make a cover read-only.
-    Seal(#[serde(with = "text")] CString),
-    /// A /proc that shows this pid namespace alone.
-    OwnProc,
-    Chdir(#[serde(with = "text")] CString),
-    DropBoundingSet,
-    /// Start the task's process, which goes on from here.
-    Fork,
-    NewSession,
-    Umask(u32),
-    Limit(Limit, u64),
-    ClearGroups,
-    Gid(u32),
-    Uid(u32),
-    /// Die when the keeper dies.
-    DieWithKeeper,
-    DropCapabilities,
-    NoNewPrivileges,
-    ResetSignals,
-}
-
-/// What the second wall lets a task do below a directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rule {
-    #[serde(with = "text")]
-    pub path: CString,
-    pub access: Access,
-}
-
-/// See [`Rule`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Access {
-    /// Read, list, execute.
-    Look,
-    /// Read and write what is there, and talk to devices.
-    Use,
-    /// Everything.
-    Own,
-}
-
-/// A limit of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Limit {
-    OpenFiles,
-    Processes,
-    CoreSize,
-    FileSize,
-    /// Private memory that is written to.
-    Data,
-    /// How far above others it may put itself.
-    Priority,
-    RealTime,
-}
-
-impl Limit {
-    /// As the kernel calls it.
-    pub fn resource(self) -> Resource {
-        match self {
-            Self::OpenFiles => Resource::Nofile,
-            Self::Processes => Resource::Nproc,
-            Self::CoreSize => Resource::Core,
-            Self::FileSize => Resource::Fsize,
-            Self::Data => Resource::Data,
-            Self::Priority => Resource::Nice,
-            Self::RealTime => Resource::Rtprio,
-        }
-    }
-}
-
-impl Step {
-    /// What fails when it fails, for people.
-    pub fn describe(&self) -> &'static str {
-        match self {
-            Self::MapIds { .. } => "mapping the uid into a user namespace",
-            Self::JoinGroup(_) => "joining a control group",
-            Self::OwnKeyring => "making a keyring",
-            Self::OwnNetwork => "making a network namespace",
-            Self::OwnUser { .. } => "making a user namespace",
-            Self::BeginTree | Self::EndTree => "making a mount namespace",
-            Self::TreeRoot(_) | Self::Link { .. } | Self::MakeFile(_) => "building the file tree",
-            Self::Pivot(_) => "changing the root",
-            Self::EnterTree => "entering the file tree",
-            Self::EnterUser => "entering the user namespace",
-            Self::Harden { .. } => "hardening a mount",
-            Self::MapOwner { .. } => "mapping the owner of a mount",
-            Self::Scratch { .. } | Self::MakeOpenDir(_) => "making /tmp",
-            Self::Terminals(_) => "making pseudo terminals",
-            Self::Unseal(_) => "making room for a mount",
-            Self::Rules(_) | Self::Restrict => "applying Landlock rules",
-            Self::Filter => "filtering system calls",
-            Self::OomScore(_) => "setting the out-of-memory score",
-            Self::Undumpable => "closing the keeper to others",
-            Self::PrivateMounts => "making the mounts private",
-            Self::Hold(_) => "opening a directory",
-            Self::Cover(_) | Self::MakeDir(_) | Self::Seal(_) => "covering the agent's directories",
-            Self::Restore(_) => "putting a directory in its place",
-            Self::OwnProc => "mounting /proc",
-            Self::Chdir(_) => "changing into the work directory",
-            Self::DropBoundingSet | Self::DropCapabilities => "dropping capabilities",
-            Self::Fork => "starting the process",
-            Self::NewSession => "starting a session",
-            Self::Umask(_) => "setting the umask",
-            Self::Limit(..) => "setting limits",
-            Self::ClearGroups => "dropping supplementary groups",
-            Self::Gid(_) => "changing the gid",
-            Self::Uid(_) => "changing the uid",
-            Self::DieWithKeeper => "tying the process to its keeper",
-            Self::NoNewPrivileges => "setting no_new_privs",
-            Self::ResetSignals => "resetting signals",
-        }
-    }
-}
-
 /// A request made ready.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Plan {
@@ -252,11 +60,11 @@ pub struct Plan {
     pub namespaces: u64,
     pub steps: Vec<Step>,
     /// What to try to execute, in order.
-    #[serde(with = "texts")]
+    #[serde(with = "text::many")]
     pub programs: Vec<CString>,
-    #[serde(with = "texts")]
+    #[serde(with = "text::many")]
     pub argv: Vec<CString>,
-    #[serde(with = "texts")]
+    #[serde(with = "text::many")]
     pub env: Vec<CString>,
     /// What the keeper watches in the work directory.
     pub room: Room,
@@ -320,6 +128,7 @@ pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Pl
     if !request.mounts.is_empty() && request.level != Level::Strict {
         return Err(Refusal::Mounts(request.level));
     }
+    let stands = stands(request, facts);
     let contained = match request.level {
         Level::None => false,
         Level::Basic => true,
@@ -338,20 +147,26 @@ pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Pl
             steps.push(Step::MapIds { uid_map: same(facts.uid)?, gid_map: same(facts.gid)? });
         }
     }
-    if facts.oom_score_adj != 0 {
-        steps.push(Step::OomScore(0));
+    if !stands {
+        steps.extend(alike(facts));
     }
-    steps.extend([Step::Undumpable, Step::Umask(0o022)]);
     if contained {
         steps.push(Step::PrivateMounts);
         steps.extend(covers(places)?);
         steps.push(Step::OwnProc);
     }
-    steps.push(Step::Chdir(c_path(&places.work_dir)?));
-    if root || contained {
-        steps.push(Step::DropBoundingSet);
+    let work_dir = Step::Chdir(c_path(&places.work_dir)?);
+    if stands {
+        // Its keeper stays where it is and goes on to other tasks.
+        steps.extend([Step::Fork, work_dir]);
+    } else {
+        steps.push(work_dir);
+        if root || contained {
+            steps.push(Step::DropBoundingSet);
+        }
+        steps.push(Step::Fork);
     }
-    steps.extend([Step::Fork, Step::NewSession]);
+    steps.push(Step::NewSession);
     steps.extend(limits(request, facts));
     if let Some((uid, gid)) = identity {
         steps.extend([Step::ClearGroups, Step::Gid(gid), Step::Uid(uid)]);
@@ -359,7 +174,8 @@ pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Pl
     if !contained {
         steps.push(Step::DieWithKeeper);
     }
-    steps.extend([Step::DropCapabilities, Step::NoNewPrivileges, Step::ResetSignals]);
+    steps.extend([Step::DropCapabilities, Step::NoNewPrivileges]);
+    steps.push(if stands { Step::UnblockSignals } else { Step::ResetSignals });
 
     Ok(Plan {
         namespaces,
@@ -369,6 +185,23 @@ pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Pl
         env: environment(request)?,
         room: Room::default(),
     })
+}
+
+/// What a keeper is that sees what the jail sees.
+fn alike(facts: &Facts) -> impl Iterator<Item = Step> {
+    let score = (facts.oom_score_adj != 0).then_some(Step::OomScore(0));
+    score.into_iter().chain([Step::Undumpable, Step::Umask(0o022)])
+}
+
+/// Whether `request` is for a standing keeper: it needs no namespace, and its user cannot reach the
+/// keeper, as somebody of the jail's own uid could (limits, priority, processors, signals).
+pub fn stands(request: &StartRequest, facts: &Facts) -> bool {
+    request.level == Level::None && facts.uid == 0
+}
+
+/// What a standing keeper does once, before any task.
+pub fn standing(facts: &Facts) -> Vec<Step> {
+    alike(facts).chain([Step::DropBoundingSet, Step::ResetActions]).collect()
 }
 
 /// The limits that every level sets.
@@ -479,42 +312,6 @@ fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, Refusal> {
 
 fn c_path(path: &Path) -> Result<CString, Refusal> {
     c_string(OsStr::as_bytes(path.as_os_str()))
-}
-
-/// Plans travel to a slot's helper as text: every string of a request came as text.
-mod text {
-    use std::ffi::CString;
-
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _, ser::Error as _};
-
-    pub fn serialize<S: Serializer>(string: &CString, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(string.to_str().map_err(S::Error::custom)?)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<CString, D::Error> {
-        CString::new(String::deserialize(from)?).map_err(D::Error::custom)
-    }
-}
-
-/// The same for many.
-mod texts {
-    use std::ffi::CString;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    struct Text(#[serde(with = "super::text")] CString);
-
-    #[derive(Serialize)]
-    struct Borrowed<'a>(#[serde(with = "super::text")] &'a CString);
-
-    pub fn serialize<S: Serializer>(strings: &[CString], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(strings.iter().map(Borrowed))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<CString>, D::Error> {
-        Ok(Vec::<Text>::deserialize(from)?.into_iter().map(|text| text.0).collect())
-    }
 }
 
 #[cfg(test)]

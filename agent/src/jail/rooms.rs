@@ -45,8 +45,11 @@ use super::{
 };
 use crate::remove::remove_tree;
 
-/// Spare directories that are kept, and attempts whose directories may become spare.
-const STOCK: usize = 64;
+/// The most spare directories that are kept, and attempts whose directories may become spare. Ends that
+/// are told are acknowledged many at a time: of very short tasks hundreds wait for that.
+const STOCK: usize = 1024;
+/// Descriptors that each of them holds open.
+const DESCRIPTORS: u64 = 5;
 /// How the names of spare directories begin; no attempt's does.
 pub const SPARE: &str = "spare-";
 
@@ -72,8 +75,8 @@ impl From<Errno> for RoomError {
 }
 
 /// The directories of the attempts that began here, and the spare ones.
-#[derive(Default)]
 pub struct Rooms {
+    stock: usize,
     root: Option<Root>,
     spare: Vec<Room>,
     taken: HashMap<AttemptKey, Room>,
@@ -115,6 +118,13 @@ struct Look {
 }
 
 impl Rooms {
+    /// None yet. They take no more than an eighth of `nofile` open files each.
+    pub fn new(nofile: u64) -> Self {
+        let most = usize::try_from(nofile / 8 / DESCRIPTORS).unwrap_or(STOCK);
+        let (spare, taken) = (Vec::new(), HashMap::new());
+        Self { stock: STOCK.min(most), root: None, spare, taken, next: 0 }
+    }
+
     /// The directory in which attempts have theirs, without links.
     pub fn root(&mut self, asked: &Path) -> io::Result<PathBuf> {
         if let Some(root) = self.root.as_ref().filter(|root| root.asked == asked) {
@@ -160,7 +170,7 @@ impl Rooms {
             return Err(if begun { RoomError::Begun } else { RoomError::Io(error) });
         }
         let pending = Pending::in_place(room.exit.clone());
-        if self.taken.len() < STOCK {
+        if self.taken.len() < self.stock {
             self.taken.insert(key, room);
         }
         Ok(pending)
@@ -170,7 +180,7 @@ impl Rooms {
     pub fn take_back(&mut self, key: AttemptKey) -> bool {
         let Some(mut room) = self.taken.remove(&key) else { return false };
         let Some(attempts) = &self.root else { return false };
-        if self.spare.len() >= STOCK || !room.is_clean().unwrap_or(false) {
+        if self.spare.len() >= self.stock || !room.is_clean().unwrap_or(false) {
             return false;
         }
         self.next += 1;

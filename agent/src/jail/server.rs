@@ -24,11 +24,12 @@ use rustix::{
 use super::{
     clock,
     conn::{Conn, ConnError},
+    keepers::Keepers,
     log,
     plan::Facts,
     protocol::{Call, Event, ExitRecord, Killer, Message, Probe},
     rooms::Rooms,
-    running::{Running, Source},
+    running::{Post, Running, Source},
     slot::Slots,
     spool::Buffer,
     sweep,
@@ -51,8 +52,10 @@ const TURN: usize = 128;
 const LISTENER: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 const TIMER: u64 = u64::MAX - 2;
-/// Marks the number of a connection; the others are attempts, two bits for the source.
+/// Marks the number of a connection.
 const CONN: u64 = 1 << 63;
+/// Marks the process number of a standing keeper; the others are attempts, two bits for the source.
+const KEEPER: u64 = 1 << 62;
 
 /// What the loop is given.
 pub struct Options {
@@ -80,6 +83,7 @@ pub struct Server {
     known: HashMap<AttemptKey, Known>,
     /// Before the connections: who sees them close finds nothing left of a jail that has ended.
     rooms: Rooms,
+    keepers: Keepers,
     conns: HashMap<u64, Conn>,
     daemon: Option<u64>,
     /// Since when no daemon is connected.
@@ -112,6 +116,8 @@ impl Server {
         epoll::add(&epoll, &signals, EventData::new_u64(SIGNALS), EventFlags::IN)?;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
         let now = clock::boot();
+        let keepers = Keepers::new(&options.facts);
+        let rooms = Rooms::new(options.facts.nofile);
         Ok(Self {
             options,
             listener,
@@ -132,7 +138,8 @@ impl Server {
             lease: Duration::ZERO,
             next: 0,
             buffer: Buffer::new(),
-            rooms: Rooms::default(),
+            rooms,
+            keepers,
         })
     }
 
@@ -167,6 +174,7 @@ impl Server {
                 self.armed = None;
             }
             data if data & CONN != 0 => self.serve(data, flags),
+            data if data & KEEPER != 0 => self.hear_keeper((data ^ KEEPER) as i32, flags),
             data => {
                 let source = match data & 3 {
                     0 => Source::Control,
@@ -195,6 +203,25 @@ impl Server {
         }
     }
 
+    /// A standing keeper has something to say.
+    fn hear_keeper(&mut self, pid: i32, flags: EventFlags) {
+        let kept = self.running.iter_mut().find(|(_, running)| running.keeper().pid == pid);
+        let Some((&number, running)) = kept else {
+            if let Some(odd) = self.keepers.mistrust(pid) {
+                let _gone = epoll::delete(&self.epoll, odd.socket());
+            }
+            return;
+        };
+        running.listen();
+        if flags.contains(EventFlags::HUP) {
+            running.unwatch_control(self.epoll.as_fd());
+        } else if running.is_over()
+            && let Some(running) = self.running.remove(&number)
+        {
+            self.finish(running);
+        }
+    }
+
     fn take_signals(&mut self) {
         let mut info = [0; 128];
         while let Ok(128) = rustix::io::read(&self.signals, &mut info) {
@@ -206,13 +233,13 @@ impl Server {
             }
         }
         while let Ok(Some(dead)) = sys::reap() {
-            if self.options.slots.buried(dead.pid) {
+            if self.options.slots.buried(dead.pid) || self.keepers.buried(dead.pid) {
                 continue;
             }
             for running in self.running.values_mut().filter(|running| running.helper() == Some(dead.pid)) {
                 running.lose_helper();
             }
-            let number = self.running.iter().find(|(_, running)| running.keeper.pid == dead.pid);
+            let number = self.running.iter().find(|(_, running)| running.keeper().pid == dead.pid);
             if let Some((&number, _)) = number
                 && let Some(mut running) = self.running.remove(&number)
             {
@@ -241,10 +268,16 @@ impl Server {
         if let Some(started) = running.announce_late() {
             self.tell(&Event::Started(started));
         }
-        let (record, slot) = running.finish(&mut self.buffer);
+        let (record, post) = running.finish(&mut self.buffer);
         self.ended(record);
-        if let Some(slot) = slot {
-            self.options.slots.give_back(slot);
+        self.give_back(post);
+    }
+
+    fn give_back(&mut self, post: Post) {
+        match post {
+            Post::Nobody => {}
+            Post::Slot(slot) => self.options.slots.give_back(slot),
+            Post::Keeper(standing) => self.keepers.give_back(standing),
         }
     }
 
@@ -379,8 +412,9 @@ impl Server {
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             let running = self.running.values();
-            let kept = running.flat_map(|running| [Some(running.keeper.pid), running.helper()]).flatten();
-            let keepers: Vec<i32> = kept.chain(self.options.slots.helpers()).collect();
+            let kept = running.flat_map(|running| [Some(running.keeper().pid), running.helper()]).flatten();
+            let keepers: Vec<i32> =
+                kept.chain(self.options.slots.helpers()).chain(self.keepers.pids()).collect();
             if sweep::kill_orphans(std::process::id() as i32, &keepers) {
                 self.sweep_at = Some(now + SWEEP);
             } else {

@@ -3,8 +3,7 @@
 //! something in it.
 
 use std::{
-    io::{self, IoSlice},
-    mem::MaybeUninit,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -12,17 +11,18 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags},
     io::Errno,
-    net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType},
+    net::{AddressFamily, SocketFlags, SocketType},
     process::{Pid, PidfdFlags, Signal},
 };
 
 use super::{
     cgroup::{Group, Groups},
-    helper::{self, Order, Reply},
+    helper::{self, Reply},
     keeper::{Keeper, Stdio},
     log,
+    orders::{self, Order},
     plan::{self, Facts, Ground, Plan, Step, System},
-    protocol::{self, Bounds},
+    protocol::Bounds,
 };
 
 /// Free slots that are kept.
@@ -57,7 +57,11 @@ impl Slot {
                 return Err(format!("setting the limits of the control group: {error}"));
             }
         }
-        let sent = self.send(&Order::Start(plan), &[stdio.stdout, stdio.stderr, stdio.control]);
+        let sent = orders::send(
+            self.socket.as_fd(),
+            &Order::Start(plan),
+            &[stdio.stdout, stdio.stderr, stdio.control],
+        );
         let reply = sent.and_then(|()| self.hear());
         let wrong = match reply {
             Ok(Reply::Forked(pid)) => match pidfd(pid) {
@@ -75,25 +79,6 @@ impl Slot {
         };
         self.spent = true;
         Err(wrong)
-    }
-
-    fn send(&self, order: &Order<&Plan>, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-        let bytes = protocol::encode(order).map_err(|_| Errno::TOOBIG)?;
-        let mut sent = 0;
-        while sent < bytes.len() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-            let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            if sent == 0 && !fds.is_empty() {
-                ancillary.push(SendAncillaryMessage::ScmRights(fds));
-            }
-            let piece = [IoSlice::new(&bytes[sent..])];
-            match rustix::net::sendmsg(&self.socket, &piece, &mut ancillary, SendFlags::NOSIGNAL) {
-                Ok(length) => sent += length,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
     }
 
     /// A helper only forks; it answers at once or is in trouble.
@@ -179,7 +164,11 @@ impl Slots {
             return;
         }
         let clean = slot.group.as_ref().is_none_or(|group| group.is_clean(slot.pid));
-        if slot.spent || !clean || self.free.len() >= STOCK || slot.send(&Order::Clean, &[]).is_err() {
+        if slot.spent
+            || !clean
+            || self.free.len() >= STOCK
+            || orders::send(slot.socket.as_fd(), &Order::Clean, &[]).is_err()
+        {
             self.retire(slot);
         } else {
             self.free.push(slot);

@@ -209,6 +209,14 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
             Signals::of(&[]).block_only();
             Ok(())
         }
+        Step::ResetActions => {
+            sys::default_actions();
+            Ok(())
+        }
+        Step::UnblockSignals => {
+            Signals::of(&[]).block_only();
+            Ok(())
+        }
         Step::Rules(rules) => {
             hands.rules = landlock_rules(rules)?;
             Ok(())

@@ -155,10 +155,18 @@ pub fn exit_now(code: i32) -> ! {
 }
 
 /// What a dead child used, its own dead children included.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
     pub cpu: Duration,
     pub max_rss_bytes: u64,
+}
+
+impl Usage {
+    /// What both used.
+    pub fn and(self, other: Self) -> Self {
+        let max_rss_bytes = self.max_rss_bytes.max(other.max_rss_bytes);
+        Self { cpu: self.cpu + other.cpu, max_rss_bytes }
+    }
 }
 
 /// A dead child.

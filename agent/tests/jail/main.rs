@@ -13,6 +13,7 @@ mod reuse;
 mod rooms;
 mod running;
 mod slots;
+mod standing;
 mod strict;
 mod support;
 mod takeover;

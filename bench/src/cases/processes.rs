@@ -10,7 +10,7 @@ use crate::{
     bed::{Bed, jail_of},
     floor::spawns_per_second,
     jobs::{completed, no_ops, submit},
-    processes::Usage,
+    processes::{Usage, children},
     report::Figure,
 };
 
@@ -61,8 +61,12 @@ pub async fn run(bed: &Bed, agent: &Agent, tasks: u32, runs: usize) -> anyhow::R
     Ok(figures)
 }
 
-/// Coordinator, Postgres, agent with its jail. Children that the jail reaped are the tasks.
+/// Coordinator, Postgres, agent with its jail and what stands ready under it. What those have buried are
+/// the tasks.
 fn usage(bed: &Bed, agent: &Agent) -> anyhow::Result<[Usage; 3]> {
     let [coordinator, postgres] = bed.coordinator_usage()?;
-    Ok([coordinator, postgres, Usage::of(&[agent.pid(), jail_of(agent)?])])
+    let jail = jail_of(agent)?;
+    let mut agents = children(jail);
+    agents.extend([jail, agent.pid()]);
+    Ok([coordinator, postgres, Usage::of(&agents)])
 }

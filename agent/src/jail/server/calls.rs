@@ -14,9 +14,9 @@ use super::{
         protocol::{Answer, Event, ExitCause, ExitRecord, Killer, Level, Op, StartRequest, State, Status},
         record::{self, Pending},
         rooms::RoomError,
-        running::{NotStarted, Running},
+        running::{NotStarted, Post, Running},
     },
-    Known, Server,
+    KEEPER, Known, Server,
 };
 
 impl Server {
@@ -136,6 +136,13 @@ impl Server {
                         EventFlags::IN,
                     )
                 });
+                let watched = watched.and_then(|()| {
+                    let Some(standing) = running.unwatched() else { return Ok(()) };
+                    let data = EventData::new_u64(KEEPER | standing.keeper.pid as u64);
+                    epoll::add(&self.epoll, standing.socket(), data, EventFlags::IN)?;
+                    standing.watched = true;
+                    Ok(())
+                });
                 if let Err(error) = watched {
                     running.lose(&format!("cannot watch the task: {}", io::Error::from(error)));
                 }
@@ -176,26 +183,34 @@ impl Server {
         plan: plan::Plan,
         pending: Pending,
     ) -> Result<Running, String> {
-        let slots = &mut self.options.slots;
-        let slot = match Ground::of(request, &self.options.facts) {
-            Some(ground) => match slots.take(&ground, &request.bounds, self.null.as_fd()) {
-                Ok(slot) => Some(slot),
-                Err(why) => {
-                    pending.give_up(&request.attempt_dir);
-                    return Err(why);
-                }
-            },
-            None => None,
+        let post = match self.post(request) {
+            Ok(post) => post,
+            Err(why) => {
+                pending.give_up(&request.attempt_dir);
+                return Err(why);
+            }
         };
-        Running::start(request, plan, slot, self.null.as_fd(), pending).map_err(|failed| {
-            let NotStarted { why, slot, pending } = *failed;
+        Running::start(request, plan, post, self.null.as_fd(), pending).map_err(|failed| {
+            let NotStarted { why, post, pending } = *failed;
             // It never ran: the same attempt may be tried again.
             pending.give_up(&request.attempt_dir);
-            if let Some(slot) = slot {
-                slots.give_back(slot);
-            }
+            self.give_back(post);
             why
         })
+    }
+
+    /// Who of those that stand by is to serve it.
+    fn post(&mut self, request: &StartRequest) -> Result<Post, String> {
+        if let Some(ground) = Ground::of(request, &self.options.facts) {
+            let slots = &mut self.options.slots;
+            return slots.take(&ground, &request.bounds, self.null.as_fd()).map(Post::Slot);
+        }
+        match request.uid.zip(request.gid) {
+            Some(owner) if plan::stands(request, &self.options.facts) => {
+                self.keepers.take(owner, self.null.as_fd()).map(Post::Keeper)
+            }
+            Some(_) | None => Ok(Post::Nobody),
+        }
     }
 
     /// The request's directories as they are on this machine.
