@@ -28,10 +28,56 @@ pub enum Broken {
     IgnoresInventory,
     /// A redrive takes what had completed for dead letters as well.
     RedrivesCompleted,
+    /// Nobody is asked what later commits they have seen.
+    NeverHalts,
+    /// A halted coordinator goes on to speak to agents.
+    SpeaksHalted,
+    /// After an older state was accepted attempts are numbered as if nothing were lost.
+    RepeatsNumbers,
+    /// Who takes the lead begins no new epoch.
+    SharesEpoch,
+    /// A whole batch is refused for the one event in it that the database refuses.
+    BlamesNeighbours,
+    /// A commit whose outcome is unknown counts as failed, and memory is not read anew.
+    TrustsMemory,
+    /// The row of an attempt that ended well says that it failed.
+    SpoilsResults,
+    /// A loss of the infrastructure counts as a failure of the task as well.
+    CountsTwice,
+    /// The counts of a task are not written.
+    ForgetsCounts,
+    /// An assignment goes to another node.
+    SendsElsewhere,
+    /// A daemon that starts again starts again what ran.
+    StartsAgain,
+    /// Nobody ends what lives on a lease.
+    OutlivesLease,
+    /// What a task needs is not told to the engine.
+    ForgetsNeeds,
+    /// A cordon or a drain is acknowledged and not done.
+    ForgetsCordon,
+    /// An agent takes on more than its node has.
+    TakesTooMuch,
+    /// An end is acknowledged before it is committed.
+    AcksUncommitted,
+    /// What is not wanted any more is let go of with its process alive.
+    LetsGoAlive,
+    /// The key of a submit is not looked at.
+    IgnoresKeys,
+    /// A cancel is acknowledged and not done.
+    ForgetsCancel,
+    /// Who asks is answered what was asked before.
+    MixesAnswers,
+    /// A redrive opens a job that is not the one that was read.
+    RedrivesMisread,
+    /// Every tenth message with assignments is lost, and nobody notices.
+    LosesAssignments,
+    /// The attempts of dead letters are not read.
+    ForgetsAttempts,
 }
 
 /// Every one of them, and the invariant that it breaks.
-pub const BROKEN: [(Broken, Invariant); 11] = [
+pub const BROKEN: [(Broken, Invariant); 34] = [
     (Broken::NoEpochCheck, Invariant::Fenced),
     (Broken::NoAttemptCheck, Invariant::TrueEnd),
     (Broken::SaysBeforeCommit, Invariant::SaidAfterCommit),
@@ -43,6 +89,29 @@ pub const BROKEN: [(Broken, Invariant); 11] = [
     (Broken::WithdrawsUnanswered, Invariant::GivenBackNeverBegan),
     (Broken::IgnoresInventory, Invariant::NotGivenUpEarly),
     (Broken::RedrivesCompleted, Invariant::TerminalStays),
+    (Broken::NeverHalts, Invariant::HistoryForward),
+    (Broken::SpeaksHalted, Invariant::HaltHolds),
+    (Broken::RepeatsNumbers, Invariant::StartsOnce),
+    (Broken::SharesEpoch, Invariant::OneWriter),
+    (Broken::BlamesNeighbours, Invariant::PoisonAlone),
+    (Broken::TrustsMemory, Invariant::NothingDropped),
+    (Broken::RedrivesMisread, Invariant::GuardsHold),
+    (Broken::SpoilsResults, Invariant::OneResult),
+    (Broken::CountsTwice, Invariant::CountedApart),
+    (Broken::ForgetsCounts, Invariant::CountsAgree),
+    (Broken::SendsElsewhere, Invariant::StartsCommitted),
+    (Broken::StartsAgain, Invariant::StartsOnce),
+    (Broken::OutlivesLease, Invariant::NoOverlap),
+    (Broken::ForgetsNeeds, Invariant::NeedsFirst),
+    (Broken::ForgetsCordon, Invariant::CordonHolds),
+    (Broken::TakesTooMuch, Invariant::NoOverload),
+    (Broken::AcksUncommitted, Invariant::NothingDropped),
+    (Broken::LetsGoAlive, Invariant::ProcessesGone),
+    (Broken::IgnoresKeys, Invariant::AcknowledgedStays),
+    (Broken::ForgetsCancel, Invariant::CancelHolds),
+    (Broken::MixesAnswers, Invariant::RightAnswer),
+    (Broken::LosesAssignments, Invariant::EverythingEnds),
+    (Broken::ForgetsAttempts, Invariant::EngineSound),
 ];
 
 /// The command that plays a seed again and shows all of it.

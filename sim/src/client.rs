@@ -11,6 +11,7 @@ use coordinator::engine::{
 use mesh_proto::ids::{JobId, JobNumber};
 
 use crate::{
+    broken::Broken,
     database::{POISON, is_final},
     edge::Asker,
     invariant::Invariant,
@@ -101,7 +102,7 @@ impl World {
         match step {
             ClientStep::Submit | ClientStep::Cancel => self.client_calls(index),
             ClientStep::Arrives { call } if self.clients[index].call == call => {
-                if self.core().is_none_or(|core| !core.leading) {
+                if self.core().is_none_or(|core| !core.leading || core.halted) {
                     return self.client_unavailable(index, call);
                 }
                 let wait = self.database_wait();
@@ -139,13 +140,18 @@ impl World {
             (Wish::Submit, _) => {
                 let new = self.new_job(job);
                 let known = new.idempotency_key.as_ref().and_then(|key| self.database.keys.get(key));
-                if let Some(number) = known.copied() {
+                let looks = self.broken != Some(Broken::IgnoresKeys);
+                if let Some(number) = known.copied().filter(|_| looks) {
                     return self.submitted(index, number);
                 }
                 let event = Event::JobSubmitted { reply: ReplyId(0), job: Arc::new(new) };
                 self.enqueue(event, Some(Asker::Client { client: index, call }));
             }
             (Wish::Cancel, Some(job)) => {
+                if self.broken == Some(Broken::ForgetsCancel) {
+                    let state = JobState::Cancelled;
+                    return self.client_answered(index, call, &Reply::Cancelled { number: job, state });
+                }
                 let reason = "enough".to_owned();
                 let event = Event::JobCancelled { reply: ReplyId(0), job, reason };
                 self.enqueue(event, Some(Asker::Client { client: index, call }));
@@ -164,7 +170,7 @@ impl World {
             owner: "ann".to_owned(),
             priority: planned.priority,
             keep_going: planned.keep_going,
-            idempotency_key: Some(format!("key-{index}")),
+            idempotency_key: (self.broken != Some(Broken::IgnoresKeys)).then(|| format!("key-{index}")),
             payload_digest: [0; 32],
             spec: bytes::Bytes::new(),
             tasks: planned.definitions.clone(),
@@ -187,7 +193,8 @@ impl World {
                 let number = self.clients[index].number;
                 let over = number.and_then(|number| self.database.jobs.get(&number));
                 let open = over.is_none_or(|job| !is_final(job.row.state));
-                if open && number.is_some_and(|number| self.database.redrives.contains_key(&number)) {
+                let opened = number.is_some_and(|number| self.database.redrives.contains_key(&number));
+                if open && (opened || self.is_of_lost_history()) {
                     // It was over when the engine was asked, and was opened since: asked again.
                     return self.client_unavailable(index, call);
                 }
@@ -245,6 +252,24 @@ impl World {
         }
     }
 
+    /// What was acknowledged is lost with the history that held it.
+    pub fn submit_again(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        (client.number, client.cancelled, client.wish, client.call) = (None, false, Wish::Submit, 0);
+        let wait = self.rng.range(100 * MS, 2 * SECOND);
+        self.after(wait, Happening::Client { client: index, step: ClientStep::Submit });
+    }
+
+    /// Whether a cancel was acknowledged in a history that is over; then it does not count.
+    pub fn cancel_is_lost(&mut self, index: usize) -> bool {
+        let client = &self.clients[index];
+        let row = client.number.and_then(|number| self.database.jobs.get(&number)).map(|job| &job.row);
+        let holds = row.is_some_and(|row| [row.ending, Some(row.state)].contains(&Some(JobState::Cancelled)));
+        let lost = client.cancelled && !holds;
+        self.clients[index].cancelled &= holds;
+        lost
+    }
+
     fn content(&mut self, index: usize) {
         self.clients[index].wish = Wish::Nothing;
         self.clients[index].call = 0;
@@ -297,7 +322,7 @@ impl World {
                     DEADLINE,
                     Happening::Operator { operation: index, step: OperatorStep::Late { call } },
                 );
-                if self.core().is_none_or(|core| !core.leading) {
+                if self.core().is_none_or(|core| !core.leading || core.halted) {
                     return self.operator_unavailable(index, call);
                 }
                 let node = self.machines[self.operations[index].node].id;

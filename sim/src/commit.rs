@@ -1,10 +1,12 @@
 //! The commit loop, by the rules of `coordinator/src/commit/lead.rs`: one commit at a time while
 //! the next batch gathers, halves of what the database refused before anything new.
 
+use std::sync::Arc;
+
 use coordinator::engine::{
     Engine,
-    effect::{Effects, Say, Write},
-    event::{Event, Registration, ReplyId},
+    effect::{AttemptRow, Effects, Say, Write},
+    event::{AttemptEnd, Event, NewDefinition, NewJob, NodeChange, Registration, ReplyId},
     types::{Cause, Time},
 };
 use mesh_proto::ids::{NodeId, SessionId};
@@ -187,19 +189,31 @@ impl World {
                 self.history.check_lost(self.now, witness, row, self.plan.offline_after_ms);
             }
         }
-        if self.broken == Some(Broken::LeavesOldAttempt) {
-            let is_lost = |write: &Write| match write {
-                Write::Attempt(row) => row.ended.as_ref().is_some_and(|(_, end)| end.cause == Cause::Lost),
-                Write::NewJob { .. }
-                | Write::Job(_)
-                | Write::Definition { .. }
-                | Write::Task(_)
-                | Write::Moved(_)
-                | Write::Redriven(_)
-                | Write::Decision(_)
-                | Write::Node { .. } => false,
-            };
-            fx.writes.retain(|write| !is_lost(write));
+        if let Some(broken) = self.broken {
+            spoil(broken, &mut fx.writes);
+        }
+        if self.broken == Some(Broken::ForgetsNeeds) {
+            for write in fx.writes.iter_mut().skip(known) {
+                if let Write::NewJob { job, .. } = write {
+                    let planned = &self.plan.jobs[(job.uuid.0.as_u128() >> 64) as usize];
+                    *job = Arc::new(Self::with_tasks(job, planned.definitions.clone()));
+                }
+            }
+        }
+    }
+
+    /// A job with other tasks.
+    fn with_tasks(job: &NewJob, tasks: Vec<NewDefinition>) -> NewJob {
+        NewJob {
+            uuid: job.uuid,
+            name: job.name.clone(),
+            owner: job.owner.clone(),
+            priority: job.priority,
+            keep_going: job.keep_going,
+            idempotency_key: job.idempotency_key.clone(),
+            payload_digest: job.payload_digest,
+            spec: job.spec.clone(),
+            tasks,
         }
     }
 
@@ -220,10 +234,49 @@ impl World {
                     inventory: Vec::new(),
                     record: registration.record.clone(),
                 };
-                Some(Event::NodeRegistered { reply: *reply, registration: std::sync::Arc::new(bare) })
+                Some(Event::NodeRegistered { reply: *reply, registration: Arc::new(bare) })
+            }
+            (Broken::ForgetsNeeds, Event::JobSubmitted { reply, job }) => {
+                let tasks = job.tasks.iter().map(|task| NewDefinition { needs: Vec::new(), ..task.clone() });
+                let bare = Self::with_tasks(job, tasks.collect());
+                Some(Event::JobSubmitted { reply: *reply, job: Arc::new(bare) })
+            }
+            (
+                Broken::ForgetsCordon,
+                Event::NodeChanged { reply, node, change: NodeChange::Cordon | NodeChange::Drain, record },
+            ) => {
+                let change = NodeChange::Uncordon;
+                Some(Event::NodeChanged { reply: *reply, node: *node, change, record: record.clone() })
             }
             _ => None,
         }
+    }
+}
+
+/// Rows as a broken rule would have them.
+fn spoil(broken: Broken, writes: &mut Vec<Write>) {
+    match broken {
+        Broken::LeavesOldAttempt => writes.retain(|write| {
+            !matches!(write, Write::Attempt(row) if row.ended.as_ref().is_some_and(|(_, end)| end.cause == Cause::Lost))
+        }),
+        Broken::ForgetsCounts => writes.retain(|write| !matches!(write, Write::Definition { .. })),
+        Broken::SpoilsResults => {
+            for write in writes {
+                if let Write::Attempt(AttemptRow { ended: Some((_, end)), .. }) = write
+                    && end.is_success()
+                {
+                    *end = Arc::new(AttemptEnd { exit_code: Some(1), ..AttemptEnd::declared(Cause::Exit, "") });
+                }
+            }
+        }
+        Broken::CountsTwice => {
+            for write in writes {
+                if let Write::Task(row) = write {
+                    row.own_failures = row.own_failures.max(row.losses);
+                }
+            }
+        }
+        _ => {}
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use coordinator::engine::{
     Engine, Snapshot,
+    effect::Reply,
     event::{Event, ReplyId},
     types::Time,
 };
@@ -61,6 +62,14 @@ pub struct Coordinator {
     clock: (Time, Micros),
     pub epoch: u64,
     pub standing: Point,
+    /// The history of the database that its connection belongs to.
+    pub timeline: u64,
+    /// The highest seq that it has seen, in which incarnation.
+    highest: (u64, u64),
+    /// It has seen a lower one after that.
+    went_back: bool,
+    /// Somebody has seen later commits than its database has.
+    pub halted: bool,
     /// On its boot-time clock, until when nobody else can have taken the lead.
     pub lease_until: Micros,
     claim: Claim,
@@ -71,6 +80,8 @@ pub struct Coordinator {
     pub untouched: bool,
     pub inbox: VecDeque<(Event, Option<(ReplyId, Asker)>)>,
     pub replies: BTreeMap<ReplyId, Asker>,
+    /// The last answer, for a rule that is broken on purpose.
+    pub answered: Option<Reply>,
     pub pending: Batch,
     pub replay: VecDeque<Vec<Event>>,
     pub commit: Option<(u64, Batch)>,
@@ -97,7 +108,11 @@ impl Coordinator {
             engine: None,
             clock: (Time(0), 0),
             epoch: 0,
-            standing: (0, 0),
+            standing: Point::default(),
+            highest: (0, 0),
+            went_back: false,
+            timeline: 0,
+            halted: false,
             lease_until: 0,
             claim: Claim::Start,
             pulse: None,
@@ -106,6 +121,7 @@ impl Coordinator {
             untouched: true,
             inbox: VecDeque::new(),
             replies: BTreeMap::new(),
+            answered: None,
             pending: Batch::default(),
             replay: VecDeque::new(),
             commit: None,
@@ -129,8 +145,18 @@ impl Coordinator {
 
     /// A fence went through that was sent when its clock showed that.
     pub fn moved(&mut self, seq: u64, sent: Micros) {
-        self.standing.1 = seq;
+        self.standing.seq = seq;
+        self.saw(self.standing);
         self.lease_until = sent + TAKEOVER - LEASE_MARGIN;
+    }
+
+    /// Takes note of where the leader's row stands, and whether it went back in time.
+    fn saw(&mut self, at: Point) {
+        if self.highest.0 != at.incarnation {
+            (self.highest, self.went_back) = ((at.incarnation, at.seq), false);
+        }
+        self.went_back |= at.seq < self.highest.1;
+        self.highest.1 = self.highest.1.max(at.seq);
     }
 
     /// Looks at the leader's row: how long it has been seen to stand still, by this clock.
@@ -139,6 +165,17 @@ impl Coordinator {
         let since = seen.map_or(boot, |pulse| pulse.since);
         self.pulse = Some(Pulse { at, since, looked: boot });
         boot - since
+    }
+}
+
+/// What is read as a broken rule would have it.
+fn misread(broken: Broken, snapshot: &mut Snapshot) {
+    for definition in snapshot.jobs.iter_mut().flat_map(|job| &mut job.tasks) {
+        if broken == Broken::ForgetsAttempts {
+            for index in definition.failed.iter().flatten() {
+                definition.past.take(index);
+            }
+        }
     }
 }
 
@@ -205,14 +242,14 @@ impl World {
         if self.cut_off(host) {
             return self.term_failed(life);
         }
-        let (at, holder, boot) =
-            ((self.database.epoch, self.database.seq), self.database.holder, self.clock());
+        let (at, holder, boot) = (self.database.point(), self.database.holder, self.clock());
         let hasty = self.broken == Some(Broken::TakesOverAtOnce);
         let Some(core) = self.core_of(life) else { return };
+        core.saw(at);
         let still = core.look(at, boot);
         let own = match core.claim {
             Claim::Start => true,
-            Claim::Epoch(epoch) => epoch == at.0,
+            Claim::Epoch(epoch) => epoch == at.epoch,
             Claim::Deposed => false,
         };
         if holder.is_none() || holder == Some(host) && own || still >= TAKEOVER || hasty {
@@ -239,7 +276,7 @@ impl World {
         if locked {
             self.break_locks();
         }
-        if (self.database.epoch, self.database.seq) != at {
+        if self.database.point() != at {
             // It moved after all.
             return self.look_at_lead(life);
         }
@@ -247,10 +284,13 @@ impl World {
         if self.database.holder.is_some_and(|holder| holder != host) {
             self.history.note(self.now, "takes over", format_args!("{host}"));
         }
-        self.database.epoch += 1;
+        if self.broken != Some(Broken::SharesEpoch) || self.database.epoch == 0 {
+            self.database.epoch += 1;
+        }
         self.database.seq += 1;
         self.database.holder = Some(host);
-        let (epoch, seq) = (self.database.epoch, self.database.seq);
+        let (epoch, seq, halted) = (self.database.epoch, self.database.seq, self.database.halted);
+        let (point, timeline) = (self.database.point(), self.timeline);
         self.history.note(self.now, "lead taken", format_args!("epoch {epoch} by {host}"));
         let (snapshot, boot) = (Box::new(self.database.snapshot()), self.clock());
         let clock = (self.database_time(), boot);
@@ -258,11 +298,19 @@ impl World {
         let ready = self.now + load;
         let Some(core) = self.core_of(life) else { return };
         core.epoch = epoch;
-        core.standing = (epoch, seq);
+        core.standing = point;
+        core.timeline = timeline;
+        core.halted = halted;
         core.clock = clock;
         core.claim = Claim::Epoch(epoch);
         core.wait = RETRY.0;
         core.moved(seq, boot);
+        let went_back = core.went_back;
+        if halted {
+            self.end_sessions();
+        } else if went_back && self.checks_history() {
+            self.halt("the database is behind its coordinator");
+        }
         self.after(load.min(BEAT), Happening::Loaded { life, snapshot, ready });
     }
 
@@ -272,7 +320,10 @@ impl World {
             let other = &self.hosts[*at];
             let lease =
                 other.process.as_ref().filter(|core| core.engine.is_some()).map(|core| core.lease_until);
-            *at != host && lease.is_some_and(|until| other.clock.read(self.now) < until)
+            let same = other.process.as_ref().is_some_and(|core| core.timeline == self.timeline);
+            // One that is halted gives no leases.
+            let same = same && other.process.as_ref().is_some_and(|core| !core.halted);
+            *at != host && same && lease.is_some_and(|until| other.clock.read(self.now) < until)
         };
         if self.database.holder.is_some()
             && let Some(other) = (0..self.hosts.len()).find(reigns)
@@ -284,12 +335,13 @@ impl World {
 
     /// Everything was read; while that takes long, the lead goes on beating.
     pub fn loaded(&mut self, life: u64, snapshot: Box<Snapshot>, ready: Micros) {
-        let host = self.turn;
-        if self.cut_off(host) {
+        let (host, timeline) = (self.turn, self.timeline);
+        let gone = self.core_of(life).is_some_and(|core| core.timeline != timeline);
+        if self.cut_off(host) || gone {
             return self.term_failed(life);
         }
         let (now, time, boot) = (self.now, self.time(), self.clock());
-        let (epoch, settings) = (self.database.epoch, self.plan.settings.clone());
+        let (epoch, settings, broken) = (self.database.epoch, self.plan.settings.clone(), self.broken);
         let Some(core) = self.core_of(life) else { return };
         if now < ready {
             if core.epoch != epoch {
@@ -302,7 +354,11 @@ impl World {
             }
             return self.after((ready - now).min(BEAT), Happening::Loaded { life, snapshot, ready });
         }
-        core.engine = Some(Engine::restore(settings, *snapshot, time));
+        let mut snapshot = *snapshot;
+        if let Some(broken) = broken {
+            misread(broken, &mut snapshot);
+        }
+        core.engine = Some(Engine::restore(settings, snapshot, time));
         core.untouched = true;
         core.tick_at = now;
         core.beat_at = now;
@@ -320,6 +376,7 @@ impl World {
         let Some(core) = self.core_of(life) else { return };
         core.claim = Claim::Deposed;
         core.lease_until = 0;
+        core.halted = false;
         core.again = false;
         core.replay.clear();
         let nodes: Vec<NodeId> = core.sessions.keys().copied().collect();
@@ -354,7 +411,7 @@ impl World {
         }
     }
 
-    fn leader_is_locked(&self) -> bool {
-        self.transactions.values().any(|tx| tx.locked)
+    pub fn leader_is_locked(&self) -> bool {
+        self.transactions.values().any(|tx| tx.locked && tx.timeline == self.timeline)
     }
 }

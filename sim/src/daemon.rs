@@ -1,10 +1,7 @@
 //! A daemon: the agent's real table of attempts, driven as `agent/src/hub.rs` and `session.rs`
 //! drive it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent::attempts::{Effect, Input, Shippable, Stop, Table};
 use coordinator::engine::event::Held;
@@ -12,6 +9,7 @@ use mesh_proto::ids::{AttemptKey, SessionId};
 use mesh_proto::v1::{self, AckKind, InventoryState};
 
 use crate::{
+    broken::Broken,
     invariant::Invariant,
     machine::DaemonStep,
     network::{Down, Message, No, Order, Point, Registered, Up},
@@ -128,7 +126,10 @@ impl World {
     /// The table lets go of an attempt: its end must be committed, and no process of it live.
     fn removed(&mut self, node: usize, key: AttemptKey) {
         let row = self.database.attempts.get(&key);
-        if row.is_some_and(|row| row.ended.is_none()) {
+        let run = (key, self.machines[node].id);
+        // Its end was committed, in a history that is over.
+        let ended_before = self.history.lost.ended.contains(&run);
+        if row.is_some_and(|row| row.ended.is_none() && row.node == run.1) && !ended_before {
             self.history.fail(
                 self.now,
                 Invariant::NothingDropped,
@@ -140,7 +141,7 @@ impl World {
     }
 
     fn remove_files(&mut self, node: usize, key: AttemptKey) {
-        if self.history.processes.get(&key).is_some_and(|fact| fact.node == node && fact.ended.is_none()) {
+        if self.history.processes.get(&(key, node)).is_some_and(|fact| fact.ended.is_none()) {
             self.history.fail(
                 self.now,
                 Invariant::ProcessesGone,
@@ -260,12 +261,17 @@ impl World {
 
     /// Takes note of where a coordinator stands, or refuses it.
     fn observe(&mut self, node: usize, leader: Point) -> bool {
-        let seen = &mut self.machines[node].seen;
-        if leader.0 < seen.0 {
+        let machine = &mut self.machines[node];
+        if leader.timeline == 0 {
+            machine.seen_lost = machine.seen_lost.max(leader.seq);
+        }
+        let seen = machine.seen;
+        if (leader.incarnation, leader.epoch) < (seen.incarnation, seen.epoch) {
             self.session_ends(node, "a stale leader");
             return false;
         }
-        *seen = (*seen).max(leader);
+        let same = leader.incarnation == seen.incarnation;
+        machine.seen = Point { seq: if same { leader.seq.max(seen.seq) } else { leader.seq }, ..leader };
         true
     }
 
@@ -341,7 +347,14 @@ impl World {
         let Some(Phase::Registering { sent, .. }) = self.daemon(node).map(|daemon| daemon.phase) else {
             return;
         };
+        let seen = self.machines[node].seen;
         if !self.observe(node, registered.leader) {
+            return;
+        }
+        self.check_forward(node, seen, registered.leader);
+        if self.is_unnoticed(node, registered.leader) {
+            self.history.note(self.now, "going back is not noticed", format_args!("node {node}"));
+            self.done = true;
             return;
         }
         let session = registered.session;
@@ -369,10 +382,8 @@ impl World {
         let (mut withdrawals, mut cancels, mut again) = (Vec::new(), Vec::new(), false);
         for order in orders {
             match order {
-                Order::Start(key) => {
-                    let assignment = self.assignment(key);
-                    self.input(node, Input::Assigned(assignment));
-                }
+                Order::Start(_) => {}
+                Order::Run(assignment) => self.input(node, Input::Assigned(assignment)),
                 Order::Withdraw(key) => withdrawals.push(key),
                 Order::Cancel(key) => cancels.push(key),
                 Order::RegisterAgain => again = true,
@@ -390,29 +401,6 @@ impl World {
             self.drop_streams(old);
             self.register(node, connection);
         }
-    }
-
-    fn assignment(&self, key: AttemptKey) -> Arc<v1::Assignment> {
-        let job = self.database.jobs.get(&key.task.job);
-        let wanted = job.map(|job| job.new.tasks[key.task.task as usize].requirements.resources.clone());
-        let wanted = wanted.unwrap_or_default();
-        let plan = job.map_or(0, |job| (job.new.uuid.0.as_u128() >> 64) as usize);
-        Arc::new(v1::Assignment {
-            attempt: Some(key.into()),
-            resources: Some(v1::Resources {
-                cpu_millis: wanted.cpu_millis as u32,
-                memory_bytes: wanted.memory,
-                named: wanted.named.into_iter().collect(),
-                ..v1::Resources::default()
-            }),
-            grace_ms: self.plan.jobs[plan].behaviours[key.task.task as usize].grace_ms,
-            on_disconnect: if self.plan.jobs[plan].behaviours[key.task.task as usize].leased {
-                v1::OnDisconnect::Kill.into()
-            } else {
-                v1::OnDisconnect::Keep.into()
-            },
-            ..v1::Assignment::default()
-        })
     }
 
     fn flush(&mut self, node: usize) {
@@ -456,6 +444,9 @@ impl World {
     }
 
     fn stop_runner(&mut self, node: usize, key: AttemptKey, stop: Stop) {
+        if self.broken == Some(Broken::LetsGoAlive) && stop == Stop::Discard {
+            return self.input(node, Input::Gone(key));
+        }
         if let Some(runner) = self.daemon(node).and_then(|daemon| daemon.runners.get_mut(&key)) {
             runner.stop = runner.stop.max(Some(stop));
             self.runner_after(node, key, (0, 200), RunnerStep::Stop);

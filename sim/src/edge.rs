@@ -75,12 +75,14 @@ pub enum Handler {
 }
 
 impl World {
+    /// Whether agents are served: it leads, and is not halted.
     fn ready(&self) -> bool {
-        self.core().is_some_and(|core| core.leading)
+        let deaf = self.broken == Some(Broken::SpeaksHalted);
+        self.core().is_some_and(|core| core.leading && (!core.halted || deaf))
     }
 
     pub fn standing(&self) -> Point {
-        self.core().map_or((0, 0), |core| core.standing)
+        self.core().map_or_else(Point::default, |core| core.standing)
     }
 
     pub fn live(&self, node: NodeId, session: SessionId) -> bool {
@@ -101,12 +103,9 @@ impl World {
                 if !self.ready() {
                     return self.refuse_registration(connection, call, No::Unavailable);
                 }
-                if seen > (self.database.epoch, self.database.seq) {
-                    let why = format!("node {index} has seen {seen:?}, beyond the database");
-                    return self.history.fail(self.now, Invariant::HistoryForward, why);
-                }
-                if seen > self.standing() {
-                    // Another leads, and this one does not know it yet.
+                if self.is_ahead(seen) && self.checks_history() {
+                    // Or another leads, and this one does not know it yet.
+                    self.halt("an agent has seen later commits");
                     return self.refuse_registration(connection, call, No::Unavailable);
                 }
                 let wait = self.database_wait();
@@ -157,7 +156,7 @@ impl World {
             return 0;
         }
         let epoch = self.core().map_or(0, |core| core.epoch);
-        if epoch != self.database.epoch {
+        if epoch != self.database.epoch && !self.is_of_lost_history() {
             let why = format!("epoch {epoch} gives a lease in epoch {}", self.database.epoch);
             self.history.fail(self.now, Invariant::LeaseGivenByLeader, why);
         }
@@ -285,6 +284,13 @@ impl World {
             }
             return;
         }
+        if self.broken == Some(Broken::AcksUncommitted) {
+            let acks =
+                events.iter().filter(|event| matches!(event.event, Some(attempt_event::Event::Ended(_))));
+            let acks = acks.filter_map(|event| AttemptKey::try_from(event.attempt).ok());
+            let acks = acks.map(|key| (key, v1::AckKind::Durable, true)).collect();
+            self.send(connection, Message::Down(Down::Acks { session, acks }));
+        }
         for event in events {
             if !self.ready() {
                 if let Some(core) = self.core_mut() {
@@ -342,6 +348,9 @@ impl World {
                 if self.read_fails() {
                     return self.send(connection, Message::Down(Down::ResultsEnded { session }));
                 }
+                if !self.ready() {
+                    return;
+                }
                 let discard = self.database.attempts.get(&key).is_none_or(|row| row.node != node);
                 let durable = if discard { 0 } else { length };
                 self.send(connection, Message::Down(Down::OutputAck { session, key, durable, discard }));
@@ -386,7 +395,7 @@ impl World {
         session: SessionId,
         verdicts: EngineVerdicts,
     ) {
-        if self.read_fails() {
+        if self.read_fails() || self.core().is_some_and(|core| core.halted) {
             return self.refuse_registration(connection, call, No::Unavailable);
         }
         let id = self.machines[node].id;

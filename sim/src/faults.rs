@@ -170,19 +170,23 @@ impl World {
     /// A node is back: what was replaced meanwhile must die soon.
     pub fn check_killed_later(&mut self, node: usize, registered: &Registered) {
         let verdicts: BTreeMap<AttemptKey, Verdict> = registered.verdicts.iter().copied().collect();
-        let replaced = |key: &&AttemptKey| {
-            self.database.attempts.get(key).is_some_and(|row| row.ended.is_some())
-                && verdicts.contains_key(key)
+        let id = self.machines[node].id;
+        let replaced = |key: &AttemptKey| {
+            let row = self.database.attempts.get(key).filter(|row| row.node == id);
+            let told = verdicts.get(key);
+            // What was answered before the database went back in time was right then.
+            let counts = self.timeline == 0 || told == Some(&Verdict::Kill);
+            row.is_none_or(|row| row.ended.is_some()) && told.is_some() && counts
         };
         let here = self.history.alive().filter(|(_, fact)| fact.node == node).map(|(key, _)| key);
-        let doomed: Vec<AttemptKey> = here.filter(replaced).copied().collect();
+        let doomed: Vec<AttemptKey> = here.filter(replaced).collect();
         for key in doomed {
             self.after(KILLED_WITHIN, Happening::MustBeDead { node, key, life: self.life_of(node) });
         }
     }
 
     pub fn must_be_dead(&mut self, node: usize, key: AttemptKey, life: u64) {
-        let lives = self.history.processes.get(&key).is_some_and(|fact| fact.ended.is_none());
+        let lives = self.history.processes.get(&(key, node)).is_some_and(|fact| fact.ended.is_none());
         if lives && self.life_of(node) == life {
             self.history.fail(
                 self.now,

@@ -14,6 +14,7 @@ use crate::{
     database::{Change, Database, Landed, is_given_back},
     invariant::{Invariant, Violation},
     plan::Micros,
+    restore::Lost,
     witness::Witness,
 };
 
@@ -38,6 +39,19 @@ pub struct ProcessFact {
 /// How agents tell that a lease ended an attempt.
 pub const LEASE_OVER: &str = "no coordinator acknowledged its node for too long (on_disconnect: kill)";
 
+/// An attempt at a node. Only a history that goes on from an older state can give the same number
+/// to another one.
+pub type Run = (AttemptKey, usize);
+
+/// The index of a node's machine.
+fn index_of(node: NodeId) -> usize {
+    node.0.as_u128() as usize - 1
+}
+
+fn run_of(row: &AttemptRow) -> Run {
+    (row.key, index_of(row.node))
+}
+
 /// The record of one run.
 #[derive(Debug, Default)]
 pub struct History {
@@ -46,13 +60,15 @@ pub struct History {
     pub broken: Option<Violation>,
     /// How often what happened.
     pub counts: BTreeMap<&'static str, u64>,
-    pub processes: BTreeMap<AttemptKey, ProcessFact>,
+    pub processes: BTreeMap<Run, ProcessFact>,
+    /// What is not in the history that goes on.
+    pub lost: Lost,
     /// Nodes whose cordon or drain was acknowledged.
     pub cordoned: BTreeSet<NodeId>,
     /// When each attempt was assigned.
     assigned: BTreeMap<AttemptKey, Micros>,
-    /// The process that writes in each epoch.
-    pub writers: BTreeMap<u64, u64>,
+    /// The process that writes in each epoch of each history.
+    pub writers: BTreeMap<(u64, u64), u64>,
     /// Every change of state that a commit made.
     pub changes: BTreeSet<Change>,
     /// Of everything that was noted: equal seeds give equal digests.
@@ -103,7 +119,9 @@ impl History {
         let justified = match end.message.as_str() {
             "the node restarted" => contact.boot.is_some_and(|boot| boot != row.boot),
             "the agent has no record of it" => !contact.held.contains(&row.key),
-            LEASE_OVER => self.processes.get(&row.key).is_none_or(|fact| fact.ended == Some(Exit::LeaseOver)),
+            LEASE_OVER => {
+                self.processes.get(&run_of(row)).is_none_or(|fact| fact.ended == Some(Exit::LeaseOver))
+            }
             _ => silent,
         };
         if !justified {
@@ -126,7 +144,10 @@ impl History {
         database: &Database,
     ) {
         self.note(now, "process starts", format_args!("{key} at node {node}"));
+        let lost = self.lost.assigned.contains(&(key, id));
         let wrong = match database.attempts.get(&key) {
+            None if lost => None,
+            Some(row) if lost && row.node != id => None,
             None => Some((Invariant::StartsCommitted, "its assignment is not committed".to_owned())),
             Some(row) if row.node != id || row.boot != boot => {
                 Some((Invariant::StartsCommitted, format!("it is assigned as {row:?}")))
@@ -144,19 +165,24 @@ impl History {
         if let Some((invariant, wrong)) = wrong {
             self.fail(now, invariant, format!("{key} starts at node {node}, but {wrong}"));
         }
-        let other = self.alive().map(|(other, _)| *other).find(|other| other.task == key.task);
-        if let Some(other) = other.filter(|_| leased) {
+        // What was assigned in a history that is over may overlap with what goes on.
+        let over = |(key, fact): &(AttemptKey, &ProcessFact)| {
+            self.lost.assigned.iter().any(|(of, node)| of == key && index_of(*node) == fact.node)
+        };
+        let other = self.alive().find(|other| other.0.task == key.task && !over(other));
+        let other = other.map(|(other, _)| other);
+        if let Some(other) = other.filter(|_| leased && !lost) {
             self.fail(now, Invariant::NoOverlap, format!("{key} starts while {other} lives"));
         }
         let fact = ProcessFact { node, ended: None };
-        if self.processes.insert(key, fact).is_some() {
+        if self.processes.insert((key, node), fact).is_some() {
             self.fail(now, Invariant::StartsOnce, format!("{key} starts twice"));
         }
     }
 
-    pub fn process_ends(&mut self, now: Micros, key: AttemptKey, exit: Exit) {
+    pub fn process_ends(&mut self, now: Micros, (key, node): Run, exit: Exit) {
         self.note(now, "process ends", format_args!("{key}: {exit:?}"));
-        if let Some(fact) = self.processes.get_mut(&key)
+        if let Some(fact) = self.processes.get_mut(&(key, node))
             && fact.ended.is_none()
         {
             fact.ended = Some(exit);
@@ -164,8 +190,8 @@ impl History {
     }
 
     /// The processes that live.
-    pub fn alive(&self) -> impl Iterator<Item = (&AttemptKey, &ProcessFact)> {
-        self.processes.iter().filter(|(_, fact)| fact.ended.is_none())
+    pub fn alive(&self) -> impl Iterator<Item = (AttemptKey, &ProcessFact)> {
+        self.processes.iter().filter(|(_, fact)| fact.ended.is_none()).map(|((key, _), fact)| (*key, fact))
     }
 
     /// Checks what a commit made true against what is true.
@@ -205,7 +231,7 @@ impl History {
     fn check_end(&mut self, row: &AttemptRow) -> Result<(), Violation> {
         let Some((_, end)) = &row.ended else { return Ok(()) };
         let key = row.key;
-        let fact = self.processes.get(&key).copied();
+        let fact = self.processes.get(&run_of(row)).copied();
         let count = match end.cause {
             Cause::Lost => "attempt lost",
             _ if is_given_back(end) => "attempt given back",
@@ -243,10 +269,16 @@ impl History {
         job: JobNumber,
         of: impl Fn(&AttemptKey) -> bool,
     ) {
-        let lives = self.alive().map(|(key, _)| *key).find(|key| {
-            let lost = database.attempts.get(key).and_then(|row| row.ended.as_ref());
-            key.task.job == job && of(key) && lost.is_none_or(|(_, end)| end.cause != Cause::Lost)
+        let lives = self.alive().find(|(key, fact)| {
+            let row = database.attempts.get(key).filter(|row| index_of(row.node) == fact.node);
+            let given_up = match row {
+                // Of a history that is over: it ends when its node comes back.
+                None => !self.lost.assigned.is_empty(),
+                Some(row) => row.ended.as_ref().is_some_and(|(_, end)| end.cause == Cause::Lost),
+            };
+            key.task.job == job && of(key) && !given_up
         });
+        let lives = lives.map(|(key, _)| key);
         if let Some(key) = lives {
             self.fail(
                 now,

@@ -72,6 +72,8 @@ invariants! {
     RightAnswer,
     /// An agent is never ahead of the database.
     HistoryForward,
+    /// A halted coordinator says nothing to agents, and takes nothing from anybody.
+    HaltHolds,
     /// Once all is healed everything comes to its end, and nothing is left behind.
     EverythingEnds,
     /// The engine's own invariants.

@@ -37,6 +37,7 @@ mod network;
 mod plan;
 mod redrive;
 mod release;
+mod restore;
 mod rng;
 mod runner;
 mod transaction;

@@ -9,6 +9,7 @@ use mesh_proto::ids::{AttemptKey, BootId, NodeId};
 use mesh_proto::v1;
 
 use crate::{
+    broken::Broken,
     daemon::{Daemon, Phase},
     history::Exit,
     host::BootClock,
@@ -62,6 +63,8 @@ pub struct Machine {
     pub jail: BTreeMap<AttemptKey, Process>,
     /// The highest point of the coordinator's history that it has seen; on disk.
     pub seen: Point,
+    /// The highest seq that it has seen before the database went back in time.
+    pub seen_lost: u64,
     pub daemon: Option<Daemon>,
     pub capacity: Capacity,
     pub clock: BootClock,
@@ -111,7 +114,8 @@ impl Machine {
             boot: 0,
             disk: BTreeMap::new(),
             jail: BTreeMap::new(),
-            seen: (0, 0),
+            seen: Point::default(),
+            seen_lost: 0,
             daemon: None,
             capacity: Capacity {
                 slots: facts.slots,
@@ -182,7 +186,13 @@ impl World {
             }
         }
         let machine = &mut self.machines[node];
-        machine.daemon = Some(Daemon::new(life, Table::new(machine.capacity.clone())));
+        let mut capacity = machine.capacity.clone();
+        if self.broken == Some(Broken::TakesTooMuch) {
+            capacity.slots *= 2;
+            capacity.cpu_millis *= 2;
+            capacity.memory_bytes *= 2;
+        }
+        machine.daemon = Some(Daemon::new(life, Table::new(capacity)));
         let boot = machine.boot;
         let mut kept: Vec<AttemptKey> = Vec::new();
         let mut buried: Vec<AttemptKey> = Vec::new();
@@ -196,6 +206,9 @@ impl World {
         buried.extend(machine.jail.keys().filter(|key| !machine.disk.contains_key(key)));
         for key in kept {
             self.recover(node, key);
+            if self.broken == Some(Broken::StartsAgain) {
+                self.launch(node, key, None);
+            }
         }
         for key in buried {
             self.history.note(self.now, "attempt buried", key);
@@ -264,7 +277,7 @@ impl World {
         machine.boot += 1;
         for (key, process) in std::mem::take(&mut machine.jail) {
             if process.started.is_some() && process.exit.is_none() {
-                self.history.process_ends(self.now, key, Exit::Vanished);
+                self.history.process_ends(self.now, (key, node), Exit::Vanished);
             }
         }
         for connection in self.connections_of(node) {
@@ -279,7 +292,7 @@ impl World {
 
     /// The jail is asked to start an attempt.
     pub fn launch(&mut self, node: usize, key: AttemptKey, lease: Option<Micros>) {
-        let stubborn = self.behaviour(key).stubborn;
+        let stubborn = self.behaviour(node, key).stubborn;
         let process = Process {
             plan: 0,
             started: None,
@@ -297,9 +310,9 @@ impl World {
         self.after(wait, Happening::Jail { node, boot, key, step: JailStep::Launch });
     }
 
-    fn behaviour(&self, key: AttemptKey) -> Behaviour {
-        let uuid = self.database.jobs.get(&key.task.job).map(|job| job.new.uuid);
-        let job = uuid.map_or(0, |uuid| (uuid.0.as_u128() >> 64) as usize);
+    fn behaviour(&self, node: usize, key: AttemptKey) -> Behaviour {
+        let record = self.machines[node].disk.get(&key);
+        let job = record.and_then(|record| record.assignment.job_name.parse::<usize>().ok()).unwrap_or(0);
         self.plan.jobs[job].behaviours[key.task.task as usize]
     }
 
@@ -332,7 +345,7 @@ impl World {
     fn kill_at_once(&mut self, node: usize, key: AttemptKey) {
         let lives = |process: &&Process| process.started.is_some() && process.exit.is_none();
         if self.machines[node].jail.get(&key).as_ref().is_some_and(lives) {
-            self.history.process_ends(self.now, key, Exit::Killed);
+            self.history.process_ends(self.now, (key, node), Exit::Killed);
         }
     }
 
@@ -369,14 +382,14 @@ impl World {
                 }
                 let run_ms = (self.now - process.started.unwrap_or(self.now)) / MS;
                 process.exit = Some((exit, run_ms));
-                self.history.process_ends(self.now, key, exit);
+                self.history.process_ends(self.now, (key, node), exit);
                 self.runner_after(node, key, (0, 3 * MS), RunnerStep::Exited);
             }
         }
     }
 
     fn run_process(&mut self, node: usize, key: AttemptKey) {
-        let behaviour = self.behaviour(key);
+        let behaviour = self.behaviour(node, key);
         let run = self.rng.range(behaviour.run_ms.0 * MS, behaviour.run_ms.1 * MS);
         let fails = self.rng.chance(behaviour.fails);
         let output = if behaviour.output == 0 { 0 } else { self.rng.range(1, behaviour.output) };
@@ -408,6 +421,9 @@ impl World {
         let (boot, clock) = (machine.boot, machine.clock);
         let process = machine.jail.get(&key).filter(|process| process.exit.is_none());
         let Some(until) = process.and_then(|process| process.lease) else { return };
+        if self.broken == Some(Broken::OutlivesLease) {
+            return;
+        }
         if clock.read(self.now) < until {
             let at = clock.when(until).max(self.now + MS);
             return self.at(at, Happening::Jail { node, boot, key, step: JailStep::Lease });

@@ -2,7 +2,10 @@
 //! directions, and deliver late. Within a stream messages keep their order; across streams and
 //! connections they overtake each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use coordinator::engine::{effect::Verdict, event::Held};
 use mesh_proto::ids::{AttemptKey, BootId, SessionId};
@@ -58,8 +61,16 @@ pub enum Down {
     OutputAck { session: SessionId, key: AttemptKey, durable: u64, discard: bool },
 }
 
-/// Epoch and seq.
-pub type Point = (u64, u64);
+/// Where a history stands: incarnation, epoch, seq. What really happened to the database beside it
+/// is for the checker alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Point {
+    pub incarnation: u64,
+    pub epoch: u64,
+    pub seq: u64,
+    /// How often the database had gone back in time.
+    pub timeline: u64,
+}
 
 #[derive(Clone, Debug)]
 pub struct Registered {
@@ -81,6 +92,8 @@ pub enum No {
 #[derive(Clone, Debug)]
 pub enum Order {
     Start(AttemptKey),
+    /// The same, put into words.
+    Run(Arc<v1::Assignment>),
     Cancel(AttemptKey),
     Withdraw(AttemptKey),
     RegisterAgain,
@@ -209,6 +222,9 @@ impl World {
         if !sender_open {
             return;
         }
+        let process = open.process;
+        self.check_halted(process, &message);
+        let Some(open) = self.connections.get_mut(&connection) else { return };
         if let Some(lane) = message.lane() {
             let last = open.last.entry(lane).or_default();
             at = at.max(*last + 1);

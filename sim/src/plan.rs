@@ -25,6 +25,8 @@ pub struct Plan {
     pub faults: Vec<(Micros, Fault)>,
     /// When somebody looks for dead letters and tries some of them again.
     pub redrives: Vec<Micros>,
+    /// When a copy of the database is taken, and when it takes the place of the database.
+    pub restore: Option<(Micros, Micros)>,
     /// When everything is healed.
     pub healed_at: Micros,
     pub weather: Weather,
@@ -201,11 +203,24 @@ impl Plan {
             twice: rate(100),
         };
         let redrives = redrives(&mut Rng::new(seed ^ 0x0064_6561_6421), healed_at);
+        let restore = restore(&mut Rng::new(seed ^ 0x7265_7374_6f72_6521), healed_at);
         let feed_below_ms = rng.pick(&[0, 2_000, 2_000, 60_000]).unwrap_or(2_000);
         let (suspect_after_ms, offline_after_ms) =
             rng.pick(&[(15_000, 30_000), (15_000, 30_000), (10_000, 15_000)]).unwrap_or((15_000, 30_000));
         let settings = Settings { feed_below_ms, suspect_after_ms, offline_after_ms, ..Settings::default() };
-        Self { nodes, jobs, faults, redrives, healed_at, weather, settings, offline_after_ms, hosts, clocks }
+        Self {
+            nodes,
+            jobs,
+            faults,
+            redrives,
+            restore,
+            healed_at,
+            weather,
+            settings,
+            offline_after_ms,
+            hosts,
+            clocks,
+        }
     }
 }
 
@@ -368,6 +383,13 @@ fn faults(rng: &mut Rng, nodes: usize, hosts: usize, healed_at: Micros) -> Vec<(
 fn redrives(rng: &mut Rng, healed_at: Micros) -> Vec<Micros> {
     let most = rng.pick(&[0, 4, 12]).unwrap_or(0);
     (0..rng.range(0, most + 1)).map(|_| rng.range(SECOND, healed_at + 60 * SECOND)).collect()
+}
+
+/// In a fifth of the seeds, and mostly not far back.
+fn restore(rng: &mut Rng, healed_at: Micros) -> Option<(Micros, Micros)> {
+    let restored = rng.range(5 * SECOND, healed_at);
+    let back = rng.skewed(10 * MS, 40 * SECOND);
+    rng.chance(200).then(|| (restored.saturating_sub(back), restored))
 }
 
 /// One node and all hosts, one host and all nodes, or one of each.

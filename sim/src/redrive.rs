@@ -87,7 +87,7 @@ impl World {
         match step {
             RedriveStep::Ask => self.ask_redrive(index),
             RedriveStep::Arrives { call } if call == current => {
-                if self.core().is_none_or(|core| !core.leading) {
+                if self.core().is_none_or(|core| !core.leading || core.halted) {
                     return self.redrive_unavailable(index, call);
                 }
                 let wait = self.database_wait();
@@ -130,6 +130,11 @@ impl World {
                 }
             }
         }
+        if self.broken == Some(Broken::RedrivesMisread)
+            && let Some(finished_at) = stored.as_mut().and_then(|job| job.finished_at.as_mut())
+        {
+            *finished_at = finished_at.plus(1);
+        }
         let redrive = Redrive { job, targets, stored, by: "ann".to_owned(), detail: index.to_string() };
         let event = Event::JobRedriven { reply: ReplyId(0), redrive: Arc::new(redrive) };
         self.enqueue(event, Some(Asker::Redriver { redriver: index, call }));
@@ -145,6 +150,7 @@ impl World {
         let cancelled =
             row.is_some_and(|row| [row.ending, Some(row.state)].contains(&Some(JobState::Cancelled)));
         let right = match reply {
+            _ if self.timeline > 0 => true,
             Reply::Redriven { number, redriven, .. } => {
                 let done = self.database.redrives.get(&job).is_some_and(|times| *times > 0);
                 *number == job && *redriven > 0 && done

@@ -5,11 +5,23 @@ use coordinator::engine::{
     event::Event,
 };
 
-use crate::{commit::reply_of, database::is_final, invariant::Invariant, plan::CommitPoint, world::World};
+use crate::{
+    broken::Broken, commit::reply_of, database::is_final, invariant::Invariant, plan::CommitPoint,
+    world::World,
+};
 
 impl World {
     /// Halves a batch that the database refused; an event that is refused alone is the guilty one.
     pub fn split(&mut self, mut events: Vec<Event>, fresh: bool) {
+        if self.broken == Some(Broken::BlamesNeighbours) {
+            let replies: Vec<_> = events.iter().filter_map(reply_of).collect();
+            for id in replies {
+                if let Some(asker) = self.core_mut().and_then(|core| core.replies.remove(&id)) {
+                    self.answer(asker, Reply::Refused(Refusal::Poison(String::new())));
+                }
+            }
+            return;
+        }
         let Some(core) = self.core_mut() else { return };
         if events.len() > 1 {
             let second = events.split_off(events.len() / 2);
@@ -51,10 +63,14 @@ impl World {
     }
 
     pub fn release(&mut self, says: Vec<Say>) {
+        let lost = self.is_of_lost_history();
         for say in says {
             self.check_say(&say);
             if let Say::Reply(id, reply) = say {
-                let asker = self.core_mut().and_then(|core| core.replies.remove(&id));
+                let mixes = self.broken == Some(Broken::MixesAnswers);
+                let Some(core) = self.core_mut() else { return };
+                let asker = core.replies.remove(&id);
+                let reply = if mixes { core.answered.replace(reply.clone()).unwrap_or(reply) } else { reply };
                 if let Some(asker) = asker {
                     self.answer(asker, reply);
                 }
@@ -62,10 +78,17 @@ impl World {
                 self.say(&say);
             }
         }
+        if lost {
+            self.people_look_again();
+        }
     }
 
     /// What is said is what is committed.
     fn check_say(&mut self, say: &Say) {
+        if self.is_of_lost_history() {
+            // True when it was committed.
+            return;
+        }
         let database = &self.database;
         let holds = match say {
             Say::Dispatch { node, attempt, .. } => {

@@ -19,6 +19,8 @@ pub struct Transaction {
     pub life: u64,
     host: usize,
     epoch: u64,
+    /// The history that its connection belongs to.
+    pub timeline: u64,
     rows: Rows,
     pub locked: bool,
     pub lands: bool,
@@ -50,7 +52,7 @@ impl World {
         let mut batch = std::mem::take(&mut core.pending);
         let rows = Rows::of(std::mem::take(&mut batch.fx.writes));
         let beat = rows.is_empty();
-        let (life, epoch) = (core.life, core.epoch);
+        let (life, epoch, timeline) = (core.life, core.epoch, core.timeline);
         let says = if early { std::mem::take(&mut batch.fx.says) } else { Vec::new() };
         core.commit = Some((tx, batch));
         let crash_at = self.hosts[host].crash_at;
@@ -65,6 +67,7 @@ impl World {
             life,
             host,
             epoch,
+            timeline,
             rows,
             locked: false,
             lands: true,
@@ -110,8 +113,20 @@ impl World {
         self.at(at, Happening::Committed { life, tx, answer: TxAnswer::Failed });
     }
 
+    /// A connection to a database that is not there any more.
+    fn broke(&mut self, tx: u64) -> bool {
+        let broken = self.transactions.get(&tx).is_some_and(|open| open.timeline != self.timeline);
+        if broken && let Some(Transaction { life, .. }) = self.transactions.remove(&tx) {
+            self.after(1, Happening::Committed { life, tx, answer: TxAnswer::Failed });
+        }
+        broken
+    }
+
     /// The first statement of a transaction.
     pub fn fence(&mut self, tx: u64) {
+        if self.broke(tx) {
+            return;
+        }
         let (epoch, fenced) = (self.database.epoch, self.broken != Some(Broken::NoEpochCheck));
         let Some(transaction) = self.transactions.get_mut(&tx) else { return };
         if transaction.epoch == epoch || !fenced {
@@ -129,6 +144,9 @@ impl World {
     /// COMMIT. A coordinator that stands still, or is cut off, in the middle of its statements
     /// leaves a transaction that holds the leader's row.
     pub fn land(&mut self, tx: u64) {
+        if self.broke(tx) {
+            return;
+        }
         let stuck = self.rng.chance(500);
         let (now, epoch) = (self.now, self.database.epoch);
         let Some(transaction) = self.transactions.get_mut(&tx) else { return };
@@ -156,7 +174,7 @@ impl World {
             let why = format!("a commit of epoch {} lands in epoch {epoch}", transaction.epoch);
             return self.history.fail(now, Invariant::Fenced, why);
         }
-        if *self.history.writers.entry(epoch).or_insert(life) != life {
+        if *self.history.writers.entry((self.timeline, epoch)).or_insert(life) != life {
             let why = format!("life {life} writes in epoch {epoch}, which is another's");
             return self.history.fail(now, Invariant::OneWriter, why);
         }
@@ -230,6 +248,7 @@ impl World {
                 self.begin_term();
             }
             TxAnswer::Fenced => self.step_down(life),
+            TxAnswer::Failed if self.broken == Some(Broken::TrustsMemory) => self.pump(),
             TxAnswer::Failed => self.rebuild(life),
         }
     }

@@ -1,6 +1,8 @@
 //! What a coordinator says to agents, by the rules of `coordinator/src/session`: assignments and
 //! acknowledgements wait for their look-ups, one message at a time for each session.
 
+use std::sync::Arc;
+
 use coordinator::{
     engine::{
         effect::{Ack, Say},
@@ -9,7 +11,7 @@ use coordinator::{
     session::told_by_agent,
 };
 use mesh_proto::ids::{AttemptKey, NodeId, SessionId};
-use mesh_proto::v1::AckKind;
+use mesh_proto::v1::{self, AckKind};
 
 use crate::{
     broken::Broken,
@@ -101,12 +103,53 @@ impl World {
             return self.later(RETRY, Handler::Speak { node, session, orders });
         }
         let leader = self.standing();
+        let mut said = Vec::new();
+        for order in orders {
+            match order {
+                Order::Start(key) => said.extend(self.assignment(key).map(Order::Run)),
+                Order::Run(_) | Order::Cancel(_) | Order::Withdraw(_) | Order::RegisterAgain => {
+                    said.push(order);
+                }
+            }
+        }
+        let loses = self.broken == Some(Broken::LosesAssignments) && self.rng.chance(100);
+        if self.broken == Some(Broken::SendsElsewhere) {
+            let other = self.machines[(self.node_index(node) + 1) % self.machines.len()].id;
+            let entry = self.core().and_then(|core| core.sessions.get(&other));
+            if let Some((session, connection)) = entry.and_then(|entry| Some((entry.session, entry.assign?)))
+            {
+                let orders = said.clone();
+                self.send(connection, Message::Down(Down::Assign { session, orders, leader }));
+            }
+        }
         let Some(entry) = self.core_mut().and_then(|core| core.sessions.get_mut(&node)) else { return };
         entry.speaking = false;
-        if let Some(connection) = entry.assign {
-            self.send(connection, Message::Down(Down::Assign { session, orders, leader }));
+        if let Some(connection) = entry.assign.filter(|_| !loses) {
+            self.send(connection, Message::Down(Down::Assign { session, orders: said, leader }));
         }
         self.speak(node);
+    }
+
+    /// An attempt in words; none when its job is not there any more.
+    fn assignment(&self, key: AttemptKey) -> Option<Arc<v1::Assignment>> {
+        let job = self.database.jobs.get(&key.task.job)?;
+        let wanted = job.new.tasks.get(key.task.task as usize)?.requirements.resources.clone();
+        let planned = (job.new.uuid.0.as_u128() >> 64) as usize;
+        let behaviour = self.plan.jobs.get(planned)?.behaviours.get(key.task.task as usize)?;
+        let on_disconnect = if behaviour.leased { v1::OnDisconnect::Kill } else { v1::OnDisconnect::Keep };
+        Some(Arc::new(v1::Assignment {
+            attempt: Some(key.into()),
+            job_name: planned.to_string(),
+            resources: Some(v1::Resources {
+                cpu_millis: wanted.cpu_millis as u32,
+                memory_bytes: wanted.memory,
+                named: wanted.named.into_iter().collect(),
+                ..v1::Resources::default()
+            }),
+            grace_ms: behaviour.grace_ms,
+            on_disconnect: on_disconnect.into(),
+            ..v1::Assignment::default()
+        }))
     }
 
     pub fn speak_acks(&mut self, node: NodeId) {

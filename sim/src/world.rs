@@ -40,6 +40,7 @@ pub enum Happening {
     GiveUp { life: u64, tx: u64 },
     Look { life: u64 },
     Seize { life: u64, at: Point, since: Micros },
+    KeepHalt { life: u64, epoch: u64, timeline: u64 },
     Loaded { life: u64, snapshot: Box<coordinator::engine::Snapshot>, ready: Micros },
     Handle { life: u64, handler: Handler },
     Arrive { connection: u64, message: Message },
@@ -49,6 +50,9 @@ pub enum Happening {
     Fence { tx: u64 },
     Land { tx: u64 },
     DatabaseUp { outage: u64 },
+    Copy,
+    Restore,
+    Accept,
     Keepalive { node: usize, host: usize, block: u64 },
     Unblock { node: usize, host: usize, block: u64 },
     Boot { node: usize, damage: bool },
@@ -73,6 +77,11 @@ pub struct World {
     pub broken: Option<Broken>,
     pub healed: bool,
     pub database: Database,
+    /// A copy of it from before.
+    pub copy: Option<Box<Database>>,
+    /// How often it went back in time.
+    pub timeline: u64,
+    pub restored_to: Option<Point>,
     pub transactions: BTreeMap<u64, Transaction>,
     pub database_down: bool,
     pub database_slow_until: Micros,
@@ -90,7 +99,7 @@ pub struct World {
     pub redrivers: Vec<Redriver>,
     pub history: History,
     calm: Weather,
-    done: bool,
+    pub done: bool,
     pub happenings: u64,
 }
 
@@ -138,6 +147,12 @@ impl World {
                 behaviour.leased = false;
             }
         }
+        if broken == Some(Broken::OutlivesLease) {
+            for behaviour in plan.jobs.iter_mut().flat_map(|job| &mut job.behaviours) {
+                behaviour.run_ms = (30_000, 90_000);
+                behaviour.leased = true;
+            }
+        }
         if broken == Some(Broken::ReplacesBeforeOffline) {
             plan.settings.offline_after_ms = 6_000;
             plan.settings.suspect_after_ms = 5_500;
@@ -157,6 +172,9 @@ impl World {
             broken,
             healed: false,
             database,
+            copy: None,
+            timeline: 0,
+            restored_to: None,
             transactions: BTreeMap::new(),
             database_down: false,
             database_slow_until: 0,
@@ -201,6 +219,10 @@ impl World {
         for at in self.plan.redrives.clone() {
             self.at(at, Happening::LookForDead);
         }
+        if let Some((copied, restored)) = self.plan.restore {
+            self.at(copied, Happening::Copy);
+            self.at(restored, Happening::Restore);
+        }
         self.at(self.plan.healed_at, Happening::Heal);
     }
 
@@ -237,6 +259,7 @@ impl World {
             Happening::Look { life } => self.look_at_lead(life),
             Happening::Seize { life, at, since } => self.seize(life, at, since),
             Happening::Loaded { life, snapshot, ready } => self.loaded(life, snapshot, ready),
+            Happening::KeepHalt { life, epoch, timeline } => self.keep_halt(life, epoch, timeline),
             Happening::Handle { life, handler } => self.handle(life, handler),
             Happening::Arrive { connection, message } => self.arrive(connection, message),
             Happening::Noticed { connection, side } => self.noticed(connection, side),
@@ -244,6 +267,9 @@ impl World {
             Happening::Fence { tx } => self.fence(tx),
             Happening::Land { tx } => self.land(tx),
             Happening::DatabaseUp { outage } => self.database_up(Some(outage)),
+            Happening::Copy => self.copy_database(),
+            Happening::Restore => self.restore_database(),
+            Happening::Accept => self.accept_database(),
             Happening::Keepalive { node, host, block } => self.keepalive(node, host, block),
             Happening::Unblock { node, host, block } => self.unblock(node, host, Some(block)),
             Happening::Boot { node, damage } => self.boot(node, damage),
@@ -339,6 +365,7 @@ impl World {
             | Happening::Look { life }
             | Happening::Seize { life, .. }
             | Happening::Loaded { life, .. }
+            | Happening::KeepHalt { life, .. }
             | Happening::Handle { life, .. } => Some(*life),
             Happening::Arrive { connection, message: Message::Up(_) }
             | Happening::Noticed { connection, side: Side::Server } => {
@@ -355,6 +382,9 @@ impl World {
             | Happening::Fence { .. }
             | Happening::Land { .. }
             | Happening::DatabaseUp { .. }
+            | Happening::Copy
+            | Happening::Restore
+            | Happening::Accept
             | Happening::Keepalive { .. }
             | Happening::Unblock { .. }
             | Happening::Boot { .. }

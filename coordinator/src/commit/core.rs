@@ -139,8 +139,12 @@ impl<O: Outside> CommitLoop<O> {
             self.standing.begin(begun.incarnation, begun.term.epoch.cast_unsigned());
             self.standing.moved(begun.seq.cast_unsigned(), begun.sent_ms, self.lease_ms());
             self.metrics.set_leader(true);
-            self.metrics.set_halted(begun.halted.is_some());
-            self.standing.halts(begun.halted);
+            let halted = match begun.halted {
+                Some(reason) => Some(reason),
+                None => self.went_back(begun.term.epoch, begun.seq).await,
+            };
+            self.metrics.set_halted(halted.is_some());
+            self.standing.halts(halted);
             let leases = begun.leases;
             let end = self.lead(begun.term, again, &shutdown).await;
             drop(leases);
@@ -190,6 +194,24 @@ impl<O: Outside> CommitLoop<O> {
             self.phase.send_replace(Phase::Recovering);
         }
         term::begin(&self.store, &self.options, taken).await
+    }
+
+    /// Whether this process has seen later commits than the database holds, and why it halts then.
+    async fn went_back(&self, epoch: i64, seq: i64) -> Option<String> {
+        let highest = self.standing.went_back()?;
+        let reason = format!(
+            "the database went back in time: this coordinator has seen commit {highest}, the database holds {seq}. \
+             Restore the newer database, or go on with this one by `meshctl accept-database`"
+        );
+        error!(
+            highest,
+            seq, "the database went back in time; nothing is dispatched until an operator accepts it"
+        );
+        // So that it holds over restarts; if this fails, whoever has seen more says it again.
+        if let Err(error) = self.store.halt(epoch, &reason).await {
+            warn!(error = &error as &dyn std::error::Error, "cannot keep that the mesh is halted");
+        }
+        Some(reason)
     }
 
     /// Nothing of the term that is over goes out any more: its streams end, and who waits for an

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -53,6 +53,7 @@ pub struct Standing {
     /// Boot-time milliseconds until which nobody else can have taken the lead.
     lease_until: AtomicU64,
     incarnation: watch::Sender<Option<Incarnation>>,
+    highest: Mutex<Highest>,
     /// Where the leader is reached, while that is somebody else.
     leader: watch::Sender<Addresses>,
     /// Why nothing is dispatched or changed.
@@ -63,6 +64,15 @@ pub struct Standing {
     reign: ArcSwap<CancellationToken>,
 }
 
+/// The highest seq that this process has seen in the leader's row, leading or not.
+#[derive(Debug, Default)]
+struct Highest {
+    incarnation: Option<Incarnation>,
+    seq: u64,
+    /// A lower one came after it.
+    went_back: bool,
+}
+
 impl Standing {
     pub(super) fn new(prover: Prover) -> Self {
         Self {
@@ -71,6 +81,7 @@ impl Standing {
             seq: AtomicU64::new(0),
             lease_until: AtomicU64::new(0),
             incarnation: watch::Sender::new(None),
+            highest: Mutex::default(),
             leader: watch::Sender::default(),
             halted: watch::Sender::default(),
             full: AtomicBool::new(false),
@@ -138,8 +149,29 @@ impl Standing {
         self.reign.load().as_ref().clone()
     }
 
+    /// Takes note of where the leader's row stands. Within one incarnation `seq` never falls, unless
+    /// the database goes back in time.
+    pub(super) fn saw(&self, incarnation: Incarnation, seq: u64) {
+        let mut highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
+        if highest.incarnation != Some(incarnation) {
+            *highest = Highest { incarnation: Some(incarnation), seq, went_back: false };
+        }
+        highest.went_back |= seq < highest.seq;
+        highest.seq = highest.seq.max(seq);
+    }
+
+    /// The highest seq that was seen, if a lower one came after it.
+    pub(super) fn went_back(&self) -> Option<u64> {
+        let highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
+        highest.went_back.then_some(highest.seq)
+    }
+
     /// A fence went through that was sent at `sent_ms`.
     pub(super) fn moved(&self, seq: u64, sent_ms: u64, lease_ms: u64) {
+        let incarnation = *self.incarnation.borrow();
+        if let Some(incarnation) = incarnation {
+            self.saw(incarnation, seq);
+        }
         self.seq.store(seq, Ordering::Release);
         self.lease_until.store(sent_ms + lease_ms, Ordering::Release);
     }

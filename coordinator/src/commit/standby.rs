@@ -131,6 +131,7 @@ pub(super) async fn take(
     let mut known = None;
     loop {
         let seen = timed(within, leader::read(&mut connection)).await?;
+        standing.saw(seen.incarnation, seen.seq.cast_unsigned());
         let still = pulse.look(&seen, boot_ms(), takeover / 2);
         let vacant = seen.holder.is_none() || claim.holds(&seen, options.id);
         if vacant || still.is_some_and(|still| still >= takeover) {

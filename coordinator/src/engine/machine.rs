@@ -40,6 +40,9 @@ pub struct Engine {
     /// Tasks that wait out a backoff, by its end.
     pub(super) retries: BTreeSet<(Time, TaskKey)>,
     pub(super) next_job: u64,
+    /// Attempts with lower numbers are of a history that was over when an operator accepted the
+    /// database as it is.
+    pub(super) first_attempt: u32,
     /// The next decision's id.
     pub(super) next_decision: u64,
     /// Idempotency keys of unfinished jobs; those of finished ones are in the store.
@@ -120,6 +123,7 @@ impl Engine {
             withdrawing: 0,
             retries: BTreeSet::new(),
             next_job,
+            first_attempt: 1,
             next_decision: 1,
             keys: BTreeMap::new(),
             totals: Counts::default(),

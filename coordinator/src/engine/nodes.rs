@@ -79,8 +79,9 @@ impl Engine {
                 self.note_start(now, key, None, fx);
             }
             Some(Held::Accepted | Held::Running | Held::Ended) => self.adopt(key),
-            // It reported the start and knows nothing of it now, or was to end it and never began.
-            None if started || cancelling => {
+            // It reported the start and knows nothing of it now, or was to end it and never began, or
+            // may have begun and ended it in a history that is over.
+            None if started || cancelling || attempt.number < self.first_attempt => {
                 self.end_attempt(now, key, &lost("the agent has no record of it"), fx);
             }
             // Committed, but never heard by the agent: the same attempt is sent again.

@@ -184,6 +184,7 @@ impl Engine {
             at.queue.push(key, expected_ms);
         }
         at.tasks.insert(key);
+        let first = self.first_attempt;
         let Some(definition) = self.definition_mut(key.job, key.task) else { return false };
         definition.again.remove(&key.index);
         let past = &mut definition.past;
@@ -193,7 +194,7 @@ impl Engine {
             losses: 0,
             phase: Phase::Queued { since },
         });
-        task.attempt += 1;
+        task.attempt = (task.attempt + 1).max(first);
         task.phase = Phase::Placed(Placed {
             node,
             boot,

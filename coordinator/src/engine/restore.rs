@@ -18,6 +18,9 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Snapshot {
     pub next_job: u64,
+    /// Attempts are numbered from here on at the least: those with lower numbers may have been
+    /// given in a history that is over.
+    pub first_attempt: u32,
     pub next_decision: u64,
     pub finished: Finished,
     pub nodes: Vec<NodeRecord>,
@@ -82,6 +85,7 @@ impl Engine {
     pub fn restore(settings: Settings, snapshot: Snapshot, now: Time) -> Self {
         let mut engine = Self::new(settings, snapshot.next_job);
         engine.finished = snapshot.finished;
+        engine.first_attempt = snapshot.first_attempt;
         engine.next_decision = snapshot.next_decision.max(1);
         for record in snapshot.nodes {
             engine.nodes.insert(record.id, Node::new(record, now));

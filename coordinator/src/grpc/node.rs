@@ -27,7 +27,7 @@ use tracing::info;
 use self::{output::OutputTaker, results::ResultTaker};
 use super::{auth::Caller, convert, identities::Identities, pages::Pages};
 use crate::{
-    commit::{Core, CoreError},
+    commit::{Core, CoreError, halted_status},
     directory::Directory,
     engine::{effect::Reply, event::Event},
     metrics::Metrics,
@@ -90,6 +90,10 @@ impl Node for NodeService {
         let reply = self.core.ask(|reply| Event::NodeRegistered { reply, registration }).await?;
         let Reply::Registered { verdicts } = reply else { return Err(CoreError::Mismatch.into()) };
         let answers = self.answer(node, session, verdicts).await?;
+        // It may have halted since the call was let in; then nobody gets a lease or a verdict.
+        if let Some(reason) = self.core.standing().halted() {
+            return Err(halted_status(&reason));
+        }
         info!(node = %name, %session, held = answers.len(), "registered");
         Ok(Response::new(RegisterNodeResponse {
             session_id: session.to_string(),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError, access::audit, leader};
 
-/// Jobs are numbered on from the next but one multiple of this.
+/// Jobs, and the attempts of every task, are numbered on from the next but one multiple of this.
 const NUMBERS: i64 = 10_000;
 
 /// Why nothing is dispatched; none: it is.
@@ -44,8 +44,10 @@ impl Store {
         .await?;
         sqlx::query!(
             "UPDATE mesh SET halted = NULL,
-                 first_job = ((SELECT COALESCE(max(number), 0) FROM jobs) / $1 + 2) * $1 + 1",
+                 first_job = ((SELECT COALESCE(max(number), 0) FROM jobs) / $1 + 2) * $1 + 1,
+                 first_attempt = ((SELECT COALESCE(max(attempt), 0) FROM tasks) / $2 + 2) * $2 + 1",
             NUMBERS,
+            NUMBERS as i32,
         )
         .execute(&mut *transaction)
         .await?;

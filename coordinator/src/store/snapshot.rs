@@ -31,6 +31,9 @@ pub async fn load(connection: &mut PgConnection) -> Result<Snapshot, StoreError>
     )
     .fetch_one(&mut *connection)
     .await? as u64;
+    let first_attempt =
+        sqlx::query_scalar!("SELECT first_attempt FROM mesh").fetch_optional(&mut *connection).await?;
+    let first_attempt = first_attempt.map_or(1, |first| first as u32);
     let next_decision = sqlx::query_scalar!("SELECT COALESCE(max(id), 0) + 1 AS \"next!\" FROM decisions")
         .fetch_one(&mut *connection)
         .await? as u64;
@@ -41,7 +44,8 @@ pub async fn load(connection: &mut PgConnection) -> Result<Snapshot, StoreError>
     put_ended(read_ended(connection, &numbers).await?, &mut jobs)?;
     load_live(connection, &numbers, &mut jobs).await?;
     let finished = load_finished(connection).await?;
-    Ok(Snapshot { next_job, next_decision, finished, nodes, jobs: jobs.into_values().collect() })
+    let jobs = jobs.into_values().collect();
+    Ok(Snapshot { next_job, first_attempt, next_decision, finished, nodes, jobs })
 }
 
 /// How many jobs and tasks are over, for the metrics.

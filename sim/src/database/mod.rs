@@ -22,7 +22,10 @@ use mesh_proto::{
     state::Named as _,
 };
 
-use crate::invariant::{Invariant, Violation};
+use crate::{
+    invariant::{Invariant, Violation},
+    network::Point,
+};
 
 /// The name of jobs whose rows the database refuses.
 pub const POISON: &str = "poison";
@@ -36,7 +39,7 @@ pub struct JobRows {
 }
 
 /// Every table.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Database {
     pub jobs: BTreeMap<JobNumber, JobRows>,
     pub tasks: BTreeMap<TaskKey, TaskRow>,
@@ -51,8 +54,16 @@ pub struct Database {
     pub decisions: u64,
     /// The leader's row: its host, none when it was laid down.
     pub holder: Option<usize>,
+    /// How often it went back in time, which nobody inside knows.
+    pub timeline: u64,
+    pub incarnation: u64,
     pub epoch: u64,
     pub seq: u64,
+    /// Nothing is dispatched.
+    pub halted: bool,
+    /// Jobs, and attempts of every task, are numbered from here on at the least.
+    pub first_job: u64,
+    pub first_attempt: u32,
 }
 
 /// Why a commit did not land.
@@ -156,6 +167,12 @@ pub struct Landed {
 pub type Change = (&'static str, &'static str, &'static str);
 
 impl Database {
+    /// Where its history stands.
+    #[must_use]
+    pub fn point(&self) -> Point {
+        Point { incarnation: self.incarnation, epoch: self.epoch, seq: self.seq, timeline: self.timeline }
+    }
+
     /// Writes all rows or none.
     pub fn commit(&mut self, rows: &Rows) -> Result<Landed, Refused> {
         for (number, (job, _)) in &rows.new_jobs {

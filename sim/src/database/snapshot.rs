@@ -20,7 +20,8 @@ impl Database {
         Snapshot {
             next_decision: self.decisions + 1,
             finished,
-            next_job: self.jobs.keys().next_back().map_or(1, |last| last.0 + 1),
+            next_job: self.jobs.keys().next_back().map_or(1, |last| last.0 + 1).max(self.first_job),
+            first_attempt: self.first_attempt,
             nodes: self.nodes.values().cloned().collect(),
             jobs: self
                 .jobs

@@ -193,3 +193,32 @@ async fn a_start_waits_for_the_database() {
     room.stop.cancel();
     room.ended().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_coordinator_that_has_seen_later_commits_halts_by_itself() {
+    let (database, pool) = fixture().await;
+    sqlx::query("INSERT INTO mesh (id) VALUES (gen_random_uuid())").execute(&pool).await.unwrap();
+    let room = Room::leading(&database, options()).await;
+    for _ in 0..5 {
+        room.submit(one()).await.unwrap();
+    }
+    let standing = room.core.standing();
+    assert_eq!(standing.halted(), None);
+    let before = standing.point().seq;
+    // As if an older copy had taken the place of the database.
+    sqlx::query("UPDATE leader SET seq = 1").execute(&pool).await.unwrap();
+    sqlx::query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    soon(room.submit(one())).await.unwrap_err();
+    let mut halts = standing.halts_seen();
+    let reason = soon(halts.wait_for(Option::is_some)).await.unwrap().clone().unwrap();
+    assert!(reason.contains(&format!("has seen commit {before}")), "{reason}");
+    room.reaches(Phase::Leading).await;
+    let kept: Option<String> = sqlx::query_scalar("SELECT halted FROM mesh").fetch_one(&pool).await.unwrap();
+    assert_eq!(kept, Some(reason), "it holds over restarts");
+}

@@ -150,3 +150,18 @@ fn metrics_hear_of_every_end() {
         .collect();
     assert_eq!(ends, [(Cause::Exit, false, 10)]);
 }
+
+#[test]
+fn no_number_of_a_history_that_is_over_is_given_or_sent_again() {
+    let (mut mesh, attempt) = assigned();
+    // An older state was accepted: the node may have run, and let go of, what it shows as assigned.
+    mesh.store.first_attempt = 20_001;
+    mesh.restore();
+    mesh.rejoin(0, 0, &[]);
+    let last = |mesh: &Mesh| mesh.current(attempt.task).number;
+    assert_eq!((last(&mesh), mesh.task(attempt.task).losses), (20_001, 1));
+    assert!(mesh.dispatched().iter().all(|(_, sent)| sent.number == 20_001), "{:?}", mesh.dispatched());
+    mesh.end_task(attempt.task, ok());
+    let next = mesh.submit(job(vec![task("b")]));
+    assert_eq!(mesh.current(key(next, 0, 0)).number, 20_001, "it may have been assigned before as well");
+}

@@ -32,6 +32,8 @@ pub struct Store {
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// The id of the last recorded decision.
     pub decisions: u64,
+    /// Attempts with lower numbers are of a history that is over.
+    pub first_attempt: u32,
 }
 
 impl Store {
@@ -168,7 +170,11 @@ impl Store {
         let last = AttemptKey { task: key, number: u32::MAX };
         let attempts: Vec<&AttemptRow> = self.attempts.range(first..last).map(|(_, row)| row).collect();
         let numbers: Vec<u32> = attempts.iter().map(|row| row.key.number).collect();
-        if numbers != (1..=task.attempt).collect::<Vec<_>>() {
+        // A history that an operator accepted leaves a gap behind it.
+        let follows = |pair: &[u32]| pair[1] == pair[0] + 1 || pair[1] == self.first_attempt;
+        let begins = |first: &u32| *first == 1 || *first == self.first_attempt;
+        let whole = numbers.first().is_none_or(begins) && numbers.windows(2).all(follows);
+        if !whole || numbers.last().copied().unwrap_or(0) != task.attempt {
             return Err(format!("{key} is at attempt {} and has {numbers:?}", task.attempt));
         }
         let open: Vec<u32> =
@@ -294,6 +300,7 @@ impl Store {
     /// Everything unfinished, as a start reads it.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
+            first_attempt: self.first_attempt,
             next_decision: self.decisions + 1,
             finished: Finished::default(),
             next_job: self.jobs.keys().next_back().map_or(1, |last| last.0 + 1),
