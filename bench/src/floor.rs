@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 
-use crate::stats::median;
+use crate::{processes::Usage, stats::median};
 
 /// Processes that are started and reaped in a second, `width` at a time. The standard
 /// library starts them by posix_spawn.
@@ -34,6 +34,18 @@ pub fn spawns_per_second(width: usize, time: Duration) -> f64 {
     let count: u32 =
         starters.into_iter().map(|starter| starter.join().expect("it only starts processes")).sum();
     f64::from(count) / began.elapsed().as_secs_f64()
+}
+
+/// The processor time of one process, from its start to its end, in milliseconds; that of its starter is
+/// not in it.
+pub fn process_ms() -> f64 {
+    const COUNT: u32 = 500;
+    let own = [std::process::id()];
+    let before = Usage::of_buried(&own);
+    for _ in 0..COUNT {
+        Command::new("/bin/true").status().expect("/bin/true starts");
+    }
+    millis(Usage::of_buried(&own).since(&before)) / f64::from(COUNT)
 }
 
 /// How long one process takes from its start to its reaping, in milliseconds.

@@ -7,13 +7,13 @@ use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 use clap::Parser;
 use mesh_bench::{
     bed::Bed,
-    cases::{accept, idle, latency, placement, processes, results},
-    report::{Figure, table},
+    cases::{accept, idle, latency, layers, placement, processes, results},
+    report::{Cost, Figure, costs, table},
 };
 use serde_json::{Value, json};
 
 /// Every figure that is measured here.
-const ALL: [&str; 7] = ["P1", "P3", "P4", "P5", "P6", "P7", "P8"];
+const ALL: [&str; 9] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "layers"];
 
 /// Measures a mesh of real processes on this machine, each figure beside the floor of its run
 #[derive(Debug, Parser)]
@@ -28,7 +28,7 @@ struct Args {
     /// Runs of each figure; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     runs: u16,
-    /// Tasks of one run of P1
+    /// Tasks of one run of P1 and P2, and of each layer half of that
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(4..=1_000_000))]
     tasks: u32,
     /// Simulated agents that wait, of P6 and P8
@@ -40,13 +40,17 @@ fn main() -> ExitCode {
     let args = Args::parse();
     mesh_certs::install_provider();
     match run(&args) {
-        Ok(figures) if args.json => {
+        Ok((figures, layers)) if args.json => {
             let figures: Vec<Value> = figures.iter().map(Figure::json).collect();
-            println!("{:#}", json!({ "figures": figures }));
+            let layers: Vec<Value> = layers.iter().map(|layer| layer.json(&layers)).collect();
+            println!("{:#}", json!({ "figures": figures, "layers": layers }));
             ExitCode::SUCCESS
         }
-        Ok(figures) => {
+        Ok((figures, layers)) => {
             println!("{}", table(&figures));
+            if !layers.is_empty() {
+                println!("{}", costs(&layers));
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -56,7 +60,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<Vec<Figure>> {
+fn run(args: &Args) -> anyhow::Result<(Vec<Figure>, Vec<Cost>)> {
     let runtime = tokio::runtime::Runtime::new()?;
     // Connections are made within it.
     let _within = runtime.enter();
@@ -70,7 +74,14 @@ fn run(args: &Args) -> anyhow::Result<Vec<Figure>> {
         say("P7: placement");
         figures.extend(placement::run(runs)?);
     }
-    if wants(&["P1", "P3", "P8"]) {
+    let mut costs = Vec::new();
+    if wants(&["layers"]) {
+        say("layers: the sandbox alone");
+        let (all, floors) = runtime.block_on(layers::run(args.tasks.div_ceil(2), runs))?;
+        costs = all;
+        figures.extend(floors);
+    }
+    if wants(&["P1", "P2", "P3", "P8"]) {
         say("a mesh with one agent");
         let bed = Bed::start()?;
         let agent = bed.agent(processes::SLOTS);
@@ -81,9 +92,10 @@ fn run(args: &Args) -> anyhow::Result<Vec<Figure>> {
             say("P3: one task");
             figures.extend(runtime.block_on(latency::run(&bed, 100, runs))?);
         }
-        if wants(&["P1"]) {
-            say("P1: processes");
-            figures.extend(runtime.block_on(processes::run(&bed, &agent, args.tasks, runs))?);
+        if wants(&["P1", "P2"]) {
+            say("P1 and P2: processes");
+            let ids: Vec<&str> = ["P1", "P2"].into_iter().filter(|id| wants(&[id])).collect();
+            figures.extend(runtime.block_on(processes::run(&bed, &agent, &ids, args.tasks, runs))?);
         }
     }
     if wants(&["P4", "P5"]) {
@@ -106,5 +118,5 @@ fn run(args: &Args) -> anyhow::Result<Vec<Figure>> {
     }
     figures.retain(|figure| wanted.contains(figure.id));
     figures.sort_by_key(|figure| figure.id);
-    Ok(figures)
+    Ok((figures, costs))
 }

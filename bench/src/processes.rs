@@ -15,6 +15,12 @@ impl Usage {
         Self(pids.iter().filter_map(|pid| Some((*pid, stat(*pid)?.own))).collect())
     }
 
+    /// What the dead children of these processes had used, and theirs, as far as they were buried.
+    #[must_use]
+    pub fn of_buried(pids: &[u32]) -> Self {
+        Self(pids.iter().filter_map(|pid| Some((*pid, stat(*pid)?.buried))).collect())
+    }
+
     /// Used since `earlier`. A process that is new since then counts in full.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Duration {
@@ -28,6 +34,7 @@ impl Usage {
 struct Stat {
     parent: u32,
     own: Duration,
+    buried: Duration,
 }
 
 fn stat(pid: u32) -> Option<Stat> {
@@ -35,10 +42,10 @@ fn stat(pid: u32) -> Option<Stat> {
     // The fields after the name, which stands in brackets and may hold anything: state, parent, …
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
-    let ticks = number(11)? + number(12)?;
     let per_second = sysconf(SysconfVar::CLK_TCK).ok()??.cast_unsigned();
-    let own = Duration::from_nanos(ticks * (1_000_000_000 / per_second.max(1)));
-    Some(Stat { parent: number(1)? as u32, own })
+    let time = |ticks: u64| Duration::from_nanos(ticks * (1_000_000_000 / per_second.max(1)));
+    let (own, buried) = (time(number(11)? + number(12)?), time(number(13)? + number(14)?));
+    Some(Stat { parent: number(1)? as u32, own, buried })
 }
 
 /// The processes whose parent this is.
@@ -79,7 +86,12 @@ mod tests {
         let mut child =
             std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         assert!(children(own).contains(&child.id()));
+        assert_eq!(name(child.id()), "cat");
         drop(child.stdin.take());
         child.wait().unwrap();
+        let before = Usage::of_buried(&[own]);
+        while Usage::of_buried(&[own]).since(&before).is_zero() {
+            assert!(std::process::Command::new("/bin/true").status().unwrap().success());
+        }
     }
 }

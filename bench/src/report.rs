@@ -119,6 +119,89 @@ pub fn table(figures: &[Figure]) -> String {
     table.to_string()
 }
 
+/// What one task costs in a setting, and how much more or less than in another.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    pub what: String,
+    /// The place, in the same list, of the setting that this one is compared with.
+    against: Option<usize>,
+    /// Microseconds, one value for each run.
+    pub wall: Vec<f64>,
+    /// Microseconds of processor, likewise.
+    pub processor: Vec<f64>,
+}
+
+impl Cost {
+    #[must_use]
+    pub fn new(what: impl Into<String>, against: Option<usize>) -> Self {
+        Self { what: what.into(), against, wall: Vec::new(), processor: Vec::new() }
+    }
+
+    pub fn push(&mut self, wall: f64, processor: f64) {
+        self.wall.push(wall);
+        self.processor.push(processor);
+    }
+
+    /// The same in a list that has so many others before.
+    #[must_use]
+    pub fn moved(mut self, places: usize) -> Self {
+        self.against = self.against.map(|place| place + places);
+        self
+    }
+
+    /// Time and processor time above those of the other setting, medians of the runs' differences.
+    #[must_use]
+    pub fn more(&self, all: &[Self]) -> Option<[f64; 2]> {
+        let other = all.get(self.against?)?;
+        let more = |these: &[f64], those: &[f64]| {
+            median(&these.iter().zip(those).map(|(this, that)| this - that).collect::<Vec<_>>())
+        };
+        Some([more(&self.wall, &other.wall), more(&self.processor, &other.processor)])
+    }
+
+    #[must_use]
+    pub fn json(&self, all: &[Self]) -> Value {
+        json!({
+            "what": self.what,
+            "against": self.against.and_then(|place| all.get(place)).map(|other| &other.what),
+            "wall_us": self.wall,
+            "processor_us": self.processor,
+            "more": self.more(all),
+        })
+    }
+}
+
+/// The table of costs.
+#[must_use]
+pub fn costs(all: &[Cost]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header([
+        "one task at a time",
+        "time, µs",
+        "against its base",
+        "processor, µs",
+        "against its base",
+    ]);
+    for cost in all {
+        let [wall, processor] =
+            cost.more(all).map_or_else(Default::default, |more| more.map(|more| format!("{more:+.0}")));
+        table.add_row([
+            cost.what.clone(),
+            number(median(&cost.wall)),
+            wall,
+            number(median(&cost.processor)),
+            processor,
+        ]);
+    }
+    for column in 1..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}
+
 /// Three digits that count.
 fn number(value: f64) -> String {
     match value.abs() {
@@ -141,5 +224,17 @@ mod tests {
         assert_eq!(figure.ratio(), Some(0.5));
         let text = table(&[figure]);
         assert!(text.contains("500 /s") && text.contains("1000 (starts)") && text.contains("0.50"), "{text}");
+    }
+
+    #[test]
+    fn a_layer_costs_what_it_adds_to_its_base() {
+        let mut costs_of_both = [Cost::new("bare", None), Cost::new("with a wall", Some(0))];
+        for slow in [1.0, 3.0, 1.0] {
+            costs_of_both[0].push(100.0 * slow, 50.0);
+            costs_of_both[1].push(130.0 * slow, 45.0);
+        }
+        assert_eq!(costs_of_both[0].more(&costs_of_both), None);
+        let text = costs(&costs_of_both);
+        assert!(text.contains("+30") && text.contains("-5"), "{text}");
     }
 }

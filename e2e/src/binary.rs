@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Path of a binary of this workspace. `MESH_BIN_DIR` names another directory to test.
-pub(crate) fn path(name: &str) -> PathBuf {
+pub fn path(name: &str) -> PathBuf {
     let dir = std::env::var_os("MESH_BIN_DIR").map_or_else(beside, PathBuf::from);
     let path = dir.join(name);
     assert!(

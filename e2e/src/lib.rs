@@ -23,6 +23,7 @@ mod watchman;
 mod witness;
 
 pub use agent::{Agent, AgentOptions};
+pub use binary::path as program;
 pub use cli::{Outcome, Running, meshctl_alone};
 pub use disk::{Filler, can_mount};
 pub use gate::Gate;

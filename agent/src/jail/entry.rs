@@ -26,7 +26,7 @@ use rustix::{
 
 use super::{
     cgroup::Groups,
-    log,
+    cost, log,
     plan::Facts,
     probe::{TREE, probe},
     protocol::{Level, Limits, SOCKET},
@@ -59,6 +59,9 @@ struct Args {
     /// Let requests leave parts of a level away: for tests that show what each part is for.
     #[arg(long, hide = true)]
     testing: bool,
+    /// Print what each layer of level strict costs here, measured over this many tasks, and end.
+    #[arg(long, hide = true, value_name = "TASKS")]
+    cost: Option<u32>,
 }
 
 /// What keeps a jail from starting.
@@ -164,6 +167,9 @@ fn serve(args: &Args, ready: Option<OwnedFd>) -> Result<(), EntryError> {
         testing: args.testing,
     };
     let system = system::look();
+    if let Some(tasks) = args.cost {
+        return cost::print(&dir, &facts, &system, tasks).map_err(io_error("cannot measure"));
+    }
     let mark = Digest::of(dir.as_os_str().as_encoded_bytes()).to_string();
     let mut groups = Groups::make(&format!("mesh-{}", &mark[..16]));
     let probe =

@@ -29,7 +29,7 @@
 //! the watch over a work directory, `mapped` over what of it is mapped alone, `rooms` what an attempt has
 //! on disk; `server` is the event loop, `running` one live attempt; `protocol` and `client` are how the daemon speaks to it, `scope` where
 //! systemd puts it; `record` is what is left on
-//! disk; `probe` proves what this machine can do; `sys` has the system calls that no
+//! disk; `probe` proves what this machine can do, `cost` what it costs here; `sys` has the system calls that no
 //! library wraps. What may enter: what a task's process needs from its birth to its burial.
 //! Not here: staging, collecting outputs, talking to a coordinator.
 //!
@@ -45,6 +45,7 @@ mod cgroup;
 pub mod client;
 mod clock;
 mod conn;
+mod cost;
 mod entry;
 mod helper;
 mod keeper;

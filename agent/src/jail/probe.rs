@@ -216,14 +216,26 @@ fn everything(dir: &Path, facts: &Facts, system: &System, tree: &Path) -> Result
     for dir in [&attempt_dir, &work_dir] {
         fs::create_dir_all(dir).map_err(text)?;
     }
+    let request =
+        request(&["/bin/sh", "-c", INSIDE, "sh", &dir.to_string_lossy()], &work_dir, &attempt_dir, facts);
+    std::os::unix::fs::chown(&work_dir, request.uid, request.gid).map_err(text)?;
+    let facts = Facts { strongest: Level::Strict, limits: Limits::Rlimit, ..*facts };
+    let result = shell(&request, &facts, system, tree);
+    for dir in [attempt_dir, work_dir] {
+        fs::remove_dir_all(dir).map_err(text)?;
+    }
+    result
+}
+
+/// A request that nobody made, at level strict.
+pub fn request(argv: &[&str], work_dir: &Path, attempt_dir: &Path, facts: &Facts) -> StartRequest {
     let id = (facts.uid == 0).then_some(NOBODY);
-    std::os::unix::fs::chown(&work_dir, id, id).map_err(text)?;
-    let request = StartRequest {
+    StartRequest {
         attempt: AttemptKey { task: TaskKey { job: JobNumber(1), task: 0, index: 0 }, number: 1 },
-        argv: ["/bin/sh", "-c", INSIDE, "sh", &dir.to_string_lossy()].map(str::to_owned).into(),
+        argv: argv.iter().map(|&word| word.to_owned()).collect(),
         env: Vec::new(),
-        work_dir: work_dir.clone(),
-        attempt_dir: attempt_dir.clone(),
+        work_dir: work_dir.to_owned(),
+        attempt_dir: attempt_dir.to_owned(),
         uid: id,
         gid: id,
         level: Level::Strict,
@@ -238,13 +250,7 @@ fn everything(dir: &Path, facts: &Facts, system: &System, tree: &Path) -> Result
         room: None,
         without: Vec::new(),
         lease: None,
-    };
-    let facts = Facts { strongest: Level::Strict, limits: Limits::Rlimit, ..*facts };
-    let result = shell(&request, &facts, system, tree);
-    for dir in [attempt_dir, work_dir] {
-        fs::remove_dir_all(dir).map_err(text)?;
     }
-    result
 }
 
 fn shell(request: &StartRequest, facts: &Facts, system: &System, tree: &Path) -> Result<(), String> {

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod idle;
 pub mod latency;
+pub mod layers;
 pub mod placement;
 pub mod processes;
 pub mod results;
