@@ -1,8 +1,8 @@
-//! The coordinator's handlers and sessions, by the rules of `coordinator/src/session` and
+//! The coordinator's handlers, by the rules of `coordinator/src/session` and
 //! `grpc/node.rs`: what they read from the database takes time and can fail, and meanwhile
 //! other things happen.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use coordinator::{
@@ -25,20 +25,6 @@ use crate::{
 
 /// Wait before a passing failure of the store is tried again.
 pub const RETRY: Micros = 200 * MS;
-
-/// A session of a node.
-#[derive(Debug)]
-pub struct Entry {
-    pub session: SessionId,
-    pub commands: VecDeque<Order>,
-    pub acks: VecDeque<(AttemptKey, Ack, bool)>,
-    /// The connections of its streams, once they are there.
-    pub assign: Option<u64>,
-    pub results: Option<u64>,
-    /// A message is being put together.
-    pub speaking: bool,
-    pub acking: bool,
-}
 
 /// Who waits for a reply.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +62,7 @@ pub enum Handler {
 
 impl World {
     /// Whether agents are served: it leads, and is not halted.
-    fn ready(&self) -> bool {
+    pub fn ready(&self) -> bool {
         let deaf = self.broken == Some(Broken::SpeaksHalted);
         self.core().is_some_and(|core| core.leading && (!core.halted || deaf))
     }
@@ -163,98 +149,8 @@ impl World {
         self.plan.offline_after_ms * 3 / 4 * MS
     }
 
-    /// Whatever session a node has here ends.
-    pub fn close_session(&mut self, node: NodeId) {
-        let entry = self.core_mut().and_then(|core| core.sessions.remove(&node));
-        if let Some(entry) = entry {
-            self.session_over(node, &entry);
-        }
-    }
-
     fn refuse_registration(&mut self, connection: u64, call: u64, no: No) {
         self.send(connection, Message::Down(Down::Registered { call, answer: Err(no) }));
-    }
-
-    fn open_assign(&mut self, connection: u64, node: NodeId, session: SessionId) {
-        let ready = self.ready();
-        let entry = self.core_mut().and_then(|core| core.sessions.get_mut(&node));
-        let taken = entry.filter(|entry| entry.session == session && entry.assign.is_none());
-        let Some(entry) = taken else {
-            return self.send(connection, Message::Down(Down::AssignEnded { session }));
-        };
-        entry.assign = Some(connection);
-        if !ready {
-            return self.send(connection, Message::Down(Down::AssignEnded { session }));
-        }
-        self.enqueue(Event::SessionOpened { node, session }, None);
-        self.speak(node);
-    }
-
-    /// The reader of a session's streams is gone.
-    fn stream_closed(&mut self, connection: u64, node: NodeId, session: SessionId) {
-        if let Some(core) = self.core_mut() {
-            core.result_streams.remove(&session);
-        }
-        let opened = self
-            .core()
-            .and_then(|core| core.sessions.get(&node))
-            .is_some_and(|entry| entry.session == session && entry.assign == Some(connection));
-        if opened {
-            self.end_session(node, session);
-        }
-    }
-
-    pub fn server_disconnected(&mut self, connection: u64) {
-        let Some(core) = self.core_mut() else { return };
-        core.result_streams.retain(|_, of| *of != connection);
-        let gone: Vec<(NodeId, SessionId)> = core
-            .sessions
-            .iter()
-            .filter(|(_, entry)| entry.assign == Some(connection))
-            .map(|(node, entry)| (*node, entry.session))
-            .collect();
-        for (node, session) in gone {
-            self.end_session(node, session);
-        }
-    }
-
-    pub fn end_session(&mut self, node: NodeId, session: SessionId) {
-        if !self.live(node, session) {
-            return;
-        }
-        self.close_session(node);
-    }
-
-    fn session_over(&mut self, node: NodeId, entry: &Entry) {
-        let session = entry.session;
-        if let Some(connection) = entry.assign {
-            self.send(connection, Message::Down(Down::AssignEnded { session }));
-            if self.ready() {
-                self.enqueue(Event::SessionClosed { node, session }, None);
-            }
-        }
-        if let Some(connection) = entry.results {
-            self.send(connection, Message::Down(Down::ResultsEnded { session }));
-        }
-    }
-
-    /// A node's session begins; its older one ends.
-    fn begin_session(&mut self, node: NodeId) -> SessionId {
-        let session = SessionId(uuid::Uuid::from_u128(u128::from(self.number())));
-        let entry = Entry {
-            session,
-            commands: VecDeque::new(),
-            acks: VecDeque::new(),
-            assign: None,
-            results: None,
-            speaking: false,
-            acking: false,
-        };
-        let old = self.core_mut().and_then(|core| core.sessions.insert(node, entry));
-        if let Some(old) = old {
-            self.session_over(node, &old);
-        }
-        session
     }
 
     /// Words of an agent. Those of a session that is over may still be taken: they were there

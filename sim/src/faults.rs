@@ -16,7 +16,8 @@ use crate::{
     host::Host,
     invariant::Invariant,
     network::Registered,
-    plan::{Fault, Micros, SECOND},
+    plan::{Micros, SECOND},
+    trouble::Fault,
     world::{Happening, World},
 };
 

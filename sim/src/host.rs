@@ -4,7 +4,8 @@
 
 use crate::{
     coordinator::Coordinator,
-    plan::{CommitPoint, MS, Micros},
+    plan::{MS, Micros},
+    trouble::CommitPoint,
     world::{Happening, World},
 };
 

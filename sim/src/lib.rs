@@ -5,18 +5,20 @@
 //! `docs/simulation.md` says what is simulated and which promises are checked where.
 //!
 //! ```text
-//! plan      what a seed decides beforehand: nodes, jobs, faults
+//! plan      what a seed decides: nodes, jobs      trouble   and what will go wrong
 //! world     the queue of happenings               host      coordinators' machines, their clocks
-//! coordinator  standing by, taking the lead       commit    the real engine in the commit loop
-//! transaction  fence, COMMIT, answer              release   what follows a commit
-//! edge      handlers and sessions                 voice     what is said to agents
-//! database  rows, guards, the leader's row        network   connections that break and block
-//! client    people who submit, cancel, drain      redrive   people who try dead letters again
-//! daemon    the real table of attempts, sessions
-//! runner    one attempt                           machine   disk, jail, leases
+//! coordinator  a process and its terms            lead      standing by, taking the lead
+//! commit    the real engine in the commit loop    transaction  fence, COMMIT, answer
+//! release   what follows a commit                 restore   a database that goes back in time
+//! edge      handlers                              session   sessions of nodes
+//! voice     what is said to agents                network   connections that break and block
+//! database  rows, guards, the leader's row        client    people who submit and cancel
+//! redrive   people who try dead letters again     operator  people who cordon and drain
+//! daemon    the real table of attempts            contact   its way to the coordinators
+//! runner    one attempt                           machine   disk, daemon
+//! jail      processes, leases                     faults    faults happen, are healed; the end
 //! invariant the promises, by name                 history   the true story, and what it must obey
-//! witness   what an engine was told               faults    what goes wrong, and the end
-//! broken    rules broken on purpose, to show that the checker bites
+//! witness   what an engine was told               broken    rules broken on purpose
 //! ```
 
 #![forbid(unsafe_code)]
@@ -24,6 +26,7 @@
 mod broken;
 mod client;
 mod commit;
+mod contact;
 mod coordinator;
 mod daemon;
 mod database;
@@ -32,15 +35,20 @@ mod faults;
 mod history;
 mod host;
 mod invariant;
+mod jail;
+mod lead;
 mod machine;
 mod network;
+mod operator;
 mod plan;
 mod redrive;
 mod release;
 mod restore;
 mod rng;
 mod runner;
+mod session;
 mod transaction;
+mod trouble;
 mod voice;
 mod witness;
 mod world;

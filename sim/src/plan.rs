@@ -9,7 +9,10 @@ use coordinator::engine::{
     types::{Cause, Requirements, Resources, Retry, SandboxLevel, Settings},
 };
 
-use crate::rng::Rng;
+use crate::{
+    rng::Rng,
+    trouble::{self, Fault, Weather},
+};
 
 /// Microseconds.
 pub type Micros = u64;
@@ -69,116 +72,6 @@ pub struct Behaviour {
     pub leased: bool,
 }
 
-/// What goes wrong all the time until everything is healed, in thousandths of the cases.
-#[derive(Clone, Debug, Default)]
-pub struct Weather {
-    /// A message, or a handler that takes it, is late by seconds.
-    pub late: u64,
-    /// Requests or answers of clients are lost.
-    pub client_loss: u64,
-    /// A commit fails, or its answer is lost.
-    pub commit: u64,
-    /// Reads of the database fail.
-    pub read: u64,
-    /// Attempts that fail on the node: staging, spawn.
-    pub spawn: u64,
-    /// A handler is interrupted between two steps.
-    pub preempt: u64,
-    /// A call is made twice, or a word said twice.
-    pub twice: u64,
-}
-
-/// Where the coordinator dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommitPoint {
-    /// Decided, not sent.
-    BeforeSend,
-    /// Sent; whether it lands is left to the database.
-    InFlight,
-    /// Landed, nothing said.
-    BeforeRelease,
-    /// Some of it said.
-    AmidRelease,
-    /// All of it said.
-    AfterRelease,
-}
-
-/// Every point of the commit path.
-pub const COMMIT_POINTS: [CommitPoint; 5] = [
-    CommitPoint::BeforeSend,
-    CommitPoint::InFlight,
-    CommitPoint::BeforeRelease,
-    CommitPoint::AmidRelease,
-    CommitPoint::AfterRelease,
-];
-
-/// One thing that goes wrong.
-#[derive(Clone, Copy, Debug)]
-pub enum Fault {
-    /// kill -9 of a daemon; its processes go on.
-    KillDaemon {
-        node: usize,
-        down: Micros,
-    },
-    /// A record of the node's disk is damaged while its daemon is down.
-    DamageRecord {
-        node: usize,
-        down: Micros,
-    },
-    Reboot {
-        node: usize,
-        down: Micros,
-    },
-    /// The connection breaks.
-    Cut {
-        node: usize,
-    },
-    /// Nothing passes in the blocked directions, between one node or all and one host or all.
-    Partition {
-        node: Option<usize>,
-        host: Option<usize>,
-        up: bool,
-        down: bool,
-        lasts: Micros,
-    },
-    CrashCoordinator {
-        host: usize,
-        down: Micros,
-    },
-    CrashAt {
-        host: usize,
-        point: CommitPoint,
-        down: Micros,
-    },
-    /// The coordinator stands still.
-    Freeze {
-        host: usize,
-        lasts: Micros,
-    },
-    /// Nothing passes between one coordinator and the database.
-    CutOffDatabase {
-        host: usize,
-        lasts: Micros,
-    },
-    /// The database's clock jumps by so many milliseconds.
-    WallClock {
-        ms: i64,
-    },
-    DatabaseDown {
-        lasts: Micros,
-    },
-    DatabaseSlow {
-        lasts: Micros,
-    },
-    Cordon {
-        node: usize,
-        drain: bool,
-    },
-    Uncordon {
-        node: usize,
-    },
-}
-
 impl Plan {
     #[must_use]
     pub fn new(seed: u64) -> Self {
@@ -191,7 +84,7 @@ impl Plan {
         let clocks = nodes.iter().map(|_| gains()).collect();
         let hosts: Vec<i64> = (0..3).map(|_| gains()).collect();
         let hosts = hosts[..rng.pick(&[1, 2, 2, 3]).unwrap_or(1)].to_vec();
-        let faults = faults(&mut rng, nodes.len(), hosts.len(), healed_at);
+        let faults = trouble::faults(&mut rng, nodes.len(), hosts.len(), healed_at);
         let mut rate = |most: u64| if rng.chance(400) { rng.skewed(1, most) } else { 0 };
         let weather = Weather {
             late: rate(100),
@@ -202,8 +95,8 @@ impl Plan {
             preempt: rate(300),
             twice: rate(100),
         };
-        let redrives = redrives(&mut Rng::new(seed ^ 0x0064_6561_6421), healed_at);
-        let restore = restore(&mut Rng::new(seed ^ 0x7265_7374_6f72_6521), healed_at);
+        let redrives = trouble::redrives(&mut Rng::new(seed ^ 0x0064_6561_6421), healed_at);
+        let restore = trouble::restore(&mut Rng::new(seed ^ 0x7265_7374_6f72_6521), healed_at);
         let feed_below_ms = rng.pick(&[0, 2_000, 2_000, 60_000]).unwrap_or(2_000);
         let (suspect_after_ms, offline_after_ms) =
             rng.pick(&[(15_000, 30_000), (15_000, 30_000), (10_000, 15_000)]).unwrap_or((15_000, 30_000));
@@ -331,72 +224,5 @@ fn job(rng: &mut Rng, healed_at: Micros) -> PlannedJob {
         cancel_after: rng.chance(250).then(|| rng.skewed(0, 40 * SECOND)),
         poison: rng.chance(40),
         twice: rng.chance(100),
-    }
-}
-
-fn faults(rng: &mut Rng, nodes: usize, hosts: usize, healed_at: Micros) -> Vec<(Micros, Fault)> {
-    let enabled: Vec<u64> = (0..14).filter(|_| rng.chance(450)).collect();
-    let mut faults = Vec::new();
-    for _ in 0..rng.range(0, 22) {
-        let at = rng.range(SECOND, healed_at.max(2 * SECOND));
-        let (node, host) = (rng.index(nodes), rng.index(hosts));
-        let down = rng.skewed(10 * MS, 50 * SECOND);
-        let lasts = rng.skewed(100 * MS, 90 * SECOND);
-        let fault = match rng.pick(&enabled) {
-            None => break,
-            Some(0) => Fault::KillDaemon { node, down },
-            Some(1) => Fault::Reboot { node, down: down.max(2 * SECOND) },
-            Some(2) => Fault::Cut { node },
-            Some(3) => {
-                let (node, host) = ends(rng, node, host);
-                Fault::Partition { node, host, up: true, down: true, lasts }
-            }
-            Some(4) => {
-                let (up, (node, host)) = (rng.chance(500), ends(rng, node, host));
-                Fault::Partition { node, host, up, down: !up, lasts }
-            }
-            Some(5) => Fault::CrashCoordinator { host, down: down / 4 },
-            Some(6) => {
-                let point = COMMIT_POINTS[rng.index(COMMIT_POINTS.len())];
-                Fault::CrashAt { host, point, down: down / 4 }
-            }
-            Some(7) => Fault::Freeze { host, lasts: lasts / 2 },
-            Some(11) => Fault::CutOffDatabase { host, lasts: lasts / 2 },
-            Some(12) => Fault::WallClock { ms: rng.pick(&[-3_600_000, 3_600_000, -1_000]).unwrap_or(0) },
-            // The host that leads loses its database and nothing else: two leaders for a while.
-            Some(13) => Fault::CutOffDatabase { host: 0, lasts: lasts.max(20 * SECOND) },
-            Some(8) if rng.chance(500) => Fault::DatabaseDown { lasts: lasts / 3 },
-            Some(8) => Fault::DatabaseSlow { lasts: lasts / 2 },
-            Some(9) => Fault::DamageRecord { node, down: down / 4 },
-            Some(_) => {
-                let back = at + rng.skewed(SECOND, 60 * SECOND);
-                faults.push((back.min(healed_at - 1), Fault::Uncordon { node }));
-                Fault::Cordon { node, drain: rng.chance(600) }
-            }
-        };
-        faults.push((at, fault));
-    }
-    faults
-}
-
-/// Now and then, up to a while after all is healed; in a third of the seeds never.
-fn redrives(rng: &mut Rng, healed_at: Micros) -> Vec<Micros> {
-    let most = rng.pick(&[0, 4, 12]).unwrap_or(0);
-    (0..rng.range(0, most + 1)).map(|_| rng.range(SECOND, healed_at + 60 * SECOND)).collect()
-}
-
-/// In a fifth of the seeds, and mostly not far back.
-fn restore(rng: &mut Rng, healed_at: Micros) -> Option<(Micros, Micros)> {
-    let restored = rng.range(5 * SECOND, healed_at);
-    let back = rng.skewed(10 * MS, 40 * SECOND);
-    rng.chance(200).then(|| (restored.saturating_sub(back), restored))
-}
-
-/// One node and all hosts, one host and all nodes, or one of each.
-fn ends(rng: &mut Rng, node: usize, host: usize) -> (Option<usize>, Option<usize>) {
-    match rng.range(0, 4) {
-        0 => (None, Some(host)),
-        1 => (Some(node), Some(host)),
-        _ => (Some(node), None),
     }
 }

@@ -6,7 +6,7 @@ use coordinator::engine::{
 };
 
 use crate::{
-    broken::Broken, commit::reply_of, database::is_final, invariant::Invariant, plan::CommitPoint,
+    broken::Broken, commit::reply_of, database::is_final, invariant::Invariant, trouble::CommitPoint,
     world::World,
 };
 

@@ -9,7 +9,8 @@ use mesh_proto::v1::{self, Cause, Ended};
 
 use crate::{
     history::{Exit, LEASE_OVER},
-    machine::{DaemonStep, Record, started},
+    jail::started,
+    machine::{DaemonStep, Record},
     plan::{MS, Micros, SECOND},
     world::World,
 };

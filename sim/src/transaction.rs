@@ -5,7 +5,8 @@ use crate::{
     broken::Broken,
     database::{Landed, Refused, Rows},
     invariant::Invariant,
-    plan::{CommitPoint, Fault, Micros, SECOND},
+    plan::{Micros, SECOND},
+    trouble::{CommitPoint, Fault},
     world::{Happening, World},
 };
 

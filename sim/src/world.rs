@@ -8,18 +8,21 @@ use mesh_proto::ids::{AttemptKey, NodeId};
 
 use crate::{
     broken::Broken,
-    client::{Client, ClientStep, Operation, OperatorStep},
+    client::{Client, ClientStep},
     database::{Change, Database},
     edge::Handler,
     history::History,
     host::{BootClock, Host},
     invariant::{Invariant, Violation},
-    machine::{DaemonStep, JailStep, Machine},
+    jail::JailStep,
+    machine::{DaemonStep, Machine},
     network::{Connection, Link, Message, Point, Side},
-    plan::{Fault, MS, Micros, Plan, SECOND, Weather},
+    operator::{Operation, OperatorStep},
+    plan::{MS, Micros, Plan, SECOND},
     redrive::{RedriveStep, Redriver},
     rng::Rng,
     transaction::{Transaction, TxAnswer},
+    trouble::{Fault, Weather},
 };
 
 /// How long everything may take to come to its end once all is healed. The longest wait of all
