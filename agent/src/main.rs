@@ -4,9 +4,13 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use agent::config::{Cli, Command};
+use agent::config::{Cli, Command, ConfigError};
+use agent::identity::IdentityError;
 use agent::{daemon, logging};
 use clap::Parser as _;
+
+/// The exit status when only an operator can mend it: starting again will not (`EX_CONFIG` of sysexits).
+const CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     // The jail forks: it must be alone in its process.
@@ -33,7 +37,16 @@ fn main() -> ExitCode {
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     let _unheard = writeln!(std::io::stderr(), "agent: {error:#}");
-    ExitCode::FAILURE
+    let for_operators = error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(
+                    IdentityError::NotEnrolled | IdentityError::Damaged { .. } | IdentityError::Keyless { .. }
+                )
+            )
+    });
+    if for_operators { CONFIG.into() } else { ExitCode::FAILURE }
 }
 
 async fn command(command: Command) -> anyhow::Result<ExitCode> {

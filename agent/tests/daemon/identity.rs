@@ -29,7 +29,7 @@ async fn start(agent: &Agent) -> Result<(), String> {
         return Ok(());
     }
     let status = child.0.wait().unwrap();
-    assert_eq!(status.code(), Some(1), "{}", text());
+    assert_eq!(status.code(), Some(78), "{}", text());
     Err(text())
 }
 
