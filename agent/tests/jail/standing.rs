@@ -84,6 +84,8 @@ fn a_killed_keeper_takes_its_task_with_it_and_is_replaced() {
         let held = open(node.shell("setsid sleep 600 & echo $PPID; wait"));
         node.start(&held).await;
         node.says(&held, &pid.to_string()).await;
+        // Its keeper may say so after the task does.
+        node.started(&held).await;
         rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
         node.ended(&held).await.expect(&ExitCause::Signalled(9));
         let next = keeper(&mut node).await;
@@ -109,6 +111,21 @@ fn what_cannot_be_started_costs_no_keeper() {
         let gone = StartRequest { argv: vec!["/etc/passwd".into()], ..gone };
         node.run(gone).await.expect(&ExitCause::Exited(126));
         assert_eq!(keeper(&mut node).await, first);
+    });
+}
+
+/// A request to end a task that follows its start at once is not forgotten with those before it.
+#[test]
+fn an_early_end_reaches_its_task() {
+    as_root(async |mut node: Node| {
+        for _ in 0..20 {
+            keeper(&mut node).await;
+            let long = open(node.request(&["/bin/sleep", "600"]));
+            node.start(&long).await;
+            node.client.kill(long.attempt, Duration::from_mins(10)).await.unwrap();
+            // SIGTERM alone ends it: nothing harsher comes within the test's patience.
+            node.ended(&long).await.expect(&ExitCause::Killed);
+        }
     });
 }
 

@@ -6,7 +6,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{
     super::{clock, protocol::Killer},
-    Running,
+    Kept, Running,
 };
 
 /// How long a keeper outside of a pid namespace may hunt before it is killed and the jail hunts.
@@ -78,11 +78,30 @@ impl Running {
                     stage: Stage::Asked,
                 });
                 if !grace.is_zero() {
-                    let _gone = pidfd_send_signal(&self.keeper().pidfd, Signal::TERM);
+                    self.signal(Signal::TERM);
                 }
             }
         }
         self.tick(now);
+    }
+
+    /// Passes a request on to the keeper. A standing one forgets, when it takes an order, what was sent
+    /// for the task before: it is told once it says that this one runs ([`Self::pass_on`]).
+    fn signal(&self, signal: Signal) {
+        if self.runs || matches!(self.kept, Kept::Own { .. }) {
+            let _gone = pidfd_send_signal(&self.kept.keeper().pidfd, signal);
+        }
+    }
+
+    /// What was asked for before a standing keeper said that the command runs.
+    pub(super) fn pass_on(&self) {
+        if let (Kept::Standing(_), Some(ending)) = (&self.kept, &self.ending) {
+            match ending.stage {
+                Stage::Asked => self.signal(Signal::TERM),
+                Stage::Forced => self.signal(Signal::USR1),
+                Stage::Over => {}
+            }
+        }
     }
 
     /// When it next wants a [`tick`](Self::tick) or to [`announce`](Self::announce).
@@ -125,9 +144,9 @@ impl Running {
         match ending.stage {
             Stage::Asked if !self.contained => {
                 // The keeper hunts; see `keeper::END_NOW`.
-                let _gone = pidfd_send_signal(&self.kept.keeper().pidfd, Signal::USR1);
                 ending.stage = Stage::Forced;
                 ending.next = now + HUNT;
+                self.signal(Signal::USR1);
             }
             Stage::Asked | Stage::Forced => {
                 let _gone = pidfd_send_signal(&self.kept.keeper().pidfd, Signal::KILL);

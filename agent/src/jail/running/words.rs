@@ -81,6 +81,7 @@ impl Running {
         self.runs = true;
         self.announce = Some(since + LINGER);
         self.plan = None;
+        self.pass_on();
     }
 
     fn fail(&mut self, what: &str, errno: Errno) {
