@@ -15,7 +15,9 @@ fn a_strict_task_has_its_mount_its_limits_and_nothing_else_of_the_host() {
     fs::create_dir(&data).unwrap();
     fs::write(data.join("set"), "measured\n").unwrap();
     let allow = format!("data={}:ro", data.display());
-    let _agent = mesh.agent("attic", AgentOptions::slots(2).flag("--allow-mount").flag(&allow));
+    let config = mesh.write("agent.toml", "max_work_size = \"10MiB\"\n");
+    let options = AgentOptions::slots(2).flag("--allow-mount").flag(&allow);
+    let _agent = mesh.agent("attic", options.flag("--config").flag(config.to_str().unwrap()));
     let node = mesh.node("attic").unwrap();
     assert_eq!(node["sandbox"]["level"], "strict", "{node}");
     assert_eq!(node["sandbox"]["mounts"][0]["name"], "data");
@@ -37,6 +39,9 @@ fn a_strict_task_has_its_mount_its_limits_and_nothing_else_of_the_host() {
             where: {{limits: cgroup}}
             resources: {{memory: 64MiB}}
             script: head -c 200000000 /dev/zero | tail -c 150000000 | wc -c
+          - name: fills
+            sandbox: strict
+            script: for i in 1 2 3 4 5; do head -c 3000000 /dev/zero > $i; done; sleep 100
         ",
         data.display()
     ));
@@ -47,6 +52,7 @@ fn a_strict_task_has_its_mount_its_limits_and_nothing_else_of_the_host() {
     let looked = job.task("sees");
     assert_eq!((looked["state"].as_str(), looked["sandbox"].as_str()), (Some("COMPLETED"), Some("strict")));
     assert_eq!(job.task("eats")["cause"], "oom");
+    assert_eq!(job.task("fills")["cause"], "disk");
 }
 
 #[test]

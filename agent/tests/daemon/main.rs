@@ -12,3 +12,4 @@ mod mounts;
 mod output;
 mod process;
 mod session;
+mod strict;

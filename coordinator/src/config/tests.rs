@@ -104,6 +104,7 @@ fn values_that_cannot_work_are_refused_by_key() {
             "[timings]\nsuspect_after = \"5s\"",
             &["timings.suspect_after = 5s", "more than heartbeat, which is 5s"],
         ),
+        ("[timings]\nadoption_grace = \"20s\"", &["timings.adoption_grace", "expected 30s to"]),
         ("[timings]\noffline_after = \"15s\"", &["timings.offline_after", "more than suspect_after"]),
         ("[timings]\nleader_takeover = \"1s\"", &["timings.leader_takeover", "2s to 1h"]),
         ("[timings]\ncertificate_lifetime = \"0s\"", &["timings.certificate_lifetime", "1s to 825d"]),

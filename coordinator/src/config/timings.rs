@@ -76,7 +76,8 @@ impl Timings {
         // A lease that does not outlast a lost heartbeat would end tasks for nothing.
         let thrice = self.heartbeat * 3;
         between("timings.offline_after", self.offline_after, thrice, 7 * DAY)?;
-        between("timings.adoption_grace", self.adoption_grace(), Duration::ZERO, 7 * DAY)?;
+        // Silence of offline_after is borne in any case: a shorter grace would have no effect.
+        between("timings.adoption_grace", self.adoption_grace(), self.offline_after, 7 * DAY)?;
         between("timings.leader_beat", self.leader_beat, ms(20), Duration::from_mins(1))?;
         // One late beat must not cost a healthy leader its office.
         let twice = self.leader_beat * 2;
