@@ -1,4 +1,5 @@
-//! The engine's tests: one file per noun, and `model.rs`, which plays random histories.
+//! The engine's tests: one file per noun, and `model.rs`, which plays random histories; `races.rs`
+//! plays those in which two things meet.
 
 mod agent;
 mod attempts;
@@ -12,6 +13,7 @@ mod mesh;
 mod model;
 mod nodes;
 mod place;
+mod races;
 mod redrive;
 pub(crate) mod restore;
 mod retry;

@@ -30,11 +30,11 @@ use crate::engine::{
     types::{Cause, JobState, Requirements, Resources, Retry, Settings, TaskState, Time},
 };
 
-const NODES: u32 = 3;
+pub(super) const NODES: u32 = 3;
 
 /// One thing that happens. Numbers choose among what there is.
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Submit(Shape),
     Cancel(usize),
     /// Dead letters of a job: all of it, a task, or an element.
@@ -65,7 +65,7 @@ enum Op {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum How {
+pub(super) enum How {
     Well,
     Badly,
     TimedOut,
@@ -73,23 +73,23 @@ enum How {
 }
 
 #[derive(Clone, Debug)]
-struct Shape {
-    keep_going: bool,
-    priority: u8,
-    key: Option<u8>,
-    payload: bool,
-    tasks: Vec<TaskShape>,
+pub(super) struct Shape {
+    pub(super) keep_going: bool,
+    pub(super) priority: u8,
+    pub(super) key: Option<u8>,
+    pub(super) payload: bool,
+    pub(super) tasks: Vec<TaskShape>,
 }
 
 #[derive(Clone, Debug)]
-struct TaskShape {
-    total: u32,
+pub(super) struct TaskShape {
+    pub(super) total: u32,
     /// Which of the tasks before it are needed, and which of these by the same index.
-    needs: (u8, u8),
-    wants: u8,
-    attempts: u32,
-    max_lost: u32,
-    backoff_ms: u64,
+    pub(super) needs: (u8, u8),
+    pub(super) wants: u8,
+    pub(super) attempts: u32,
+    pub(super) max_lost: u32,
+    pub(super) backoff_ms: u64,
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
@@ -616,7 +616,7 @@ fn end(how: How) -> AttemptEnd {
     }
 }
 
-fn play(history: &[(Op, bool)], without: Option<u32>) -> Checked {
+pub(super) fn play(history: &[(Op, bool)], without: Option<u32>) -> Checked {
     let mut world = World::new();
     for (at, (op, settle)) in history.iter().enumerate() {
         let step = world.step(op).and_then(|()| if *settle { world.settle() } else { Ok(()) });
