@@ -42,7 +42,9 @@ fn fail(error: &anyhow::Error) -> ExitCode {
             || matches!(
                 cause.downcast_ref(),
                 Some(
-                    IdentityError::NotEnrolled | IdentityError::Damaged { .. } | IdentityError::Keyless { .. }
+                    IdentityError::NotEnrolled
+                        | IdentityError::Damaged { .. }
+                        | IdentityError::Keyless { .. }
                 )
             )
     });

@@ -112,7 +112,8 @@ struct Look {
     inode: u64,
     mode: u32,
     owner: (u32, u32),
-    links: u64,
+    /// Of 32 or 64 bits, as the machine has it.
+    links: u128,
     size: i64,
     attributes: sys::Attributes,
 }
@@ -326,7 +327,7 @@ fn look(dir: &OwnedFd) -> io::Result<Look> {
         inode: stat.st_ino,
         mode: stat.st_mode,
         owner: (stat.st_uid, stat.st_gid),
-        links: stat.st_nlink,
+        links: u128::from(stat.st_nlink),
         size: stat.st_size,
         attributes: sys::attributes(dir.as_fd()),
     })
