@@ -100,6 +100,11 @@ fn health_and_metrics_tell_the_truth() {
     let bad = mesh.submit("{name: bad, command: ['false']}");
     mesh.meshctl(&["wait", &bad.id()]).exits(1);
 
+    // Gauges are those of the last tick.
+    wait::until(secs(10), "a tick after the last end", || {
+        let healthy = mesh.figure(r#"mesh_nodes{state="healthy"}"#) == 1;
+        (healthy && mesh.figure(r#"mesh_tasks{state="running"}"#) == 0).then_some(())
+    });
     let page = mesh.http("/metrics").expect("somebody answers");
     assert_eq!(page.status, 200);
     for (line, value) in [
