@@ -133,6 +133,7 @@ where
     let half_open: Crowd<IpAddr, HalfOpen> = Crowd::new(shared.limits.max_handshakes);
     let refuse = |addr, refusal: &Refusal| (shared.on_refused)(addr, refusal);
     let mut backoff = BACKOFF.0;
+    let mut opened = 0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -141,11 +142,12 @@ where
         match accepted {
             Ok((tcp, addr)) => {
                 backoff = BACKOFF.0;
+                opened += 1;
                 let shared = Arc::clone(&shared);
                 let evicted = half_open.enter(addr.ip(), move |place| {
                     let task = spawn("handshake", async move {
                         let _place = place;
-                        handshake(tcp, addr, &shared).await;
+                        handshake(tcp, addr, opened, &shared).await;
                     });
                     HalfOpen { addr, task }
                 });
@@ -181,7 +183,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn handshake<F>(tcp: TcpStream, addr: SocketAddr, shared: &Shared<F>)
+async fn handshake<F>(tcp: TcpStream, addr: SocketAddr, opened: u64, shared: &Shared<F>)
 where
     F: Fn(Option<SocketAddr>, &Refusal) + Send + Sync + 'static,
 {
@@ -219,7 +221,7 @@ where
         None => Party::Address(addr.ip()),
     };
     let closer = Closer::default();
-    let info = PeerInfo { addr, peer, closer: closer.clone() };
+    let info = PeerInfo { addr, opened, peer, closer: closer.clone() };
     let mut place: Option<Place> = None;
     let evicted = shared.open.enter(party, |taken| {
         place = Some(taken);

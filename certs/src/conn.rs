@@ -57,6 +57,8 @@ impl Peer {
 #[derive(Clone, Debug)]
 pub struct PeerInfo {
     pub addr: SocketAddr,
+    /// Its place among the connections of this process, in the order in which they were accepted.
+    pub opened: u64,
     /// `None` on the join port only.
     pub peer: Option<Peer>,
     /// Ends the connection that the request came on.

@@ -68,7 +68,7 @@ pub enum Broken {
     ForgetsCancel,
     /// Who asks is answered what was asked before.
     MixesAnswers,
-    /// A redrive opens a job that is not the one that was read.
+    /// A redrive takes what was cancelled for dead letters as well.
     RedrivesMisread,
     /// Every tenth message with assignments is lost, and nobody notices.
     LosesAssignments,

@@ -85,10 +85,8 @@ pub struct Coordinator {
     /// When it wakes by itself.
     pub wake: Option<Micros>,
     pub sessions: BTreeMap<NodeId, Entry>,
-    /// The newest registration of each node.
+    /// The newest registration of each node: boot, when it was taken, connection.
     pub newest: BTreeMap<NodeId, (BootId, Micros, u64)>,
-    /// Registrations that came in.
-    pub arrived: u64,
     /// Result streams that named their session.
     pub result_streams: BTreeMap<SessionId, u64>,
     /// What its engine was told in this term.
@@ -125,7 +123,6 @@ impl Coordinator {
             wake: None,
             sessions: BTreeMap::new(),
             newest: BTreeMap::new(),
-            arrived: 0,
             result_streams: BTreeMap::new(),
             witness: Witness::default(),
         }

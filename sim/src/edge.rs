@@ -46,7 +46,6 @@ pub enum Handler {
         boot: BootId,
         inventory: Vec<(AttemptKey, Held)>,
         taken: Micros,
-        arrival: u64,
     },
     /// The session began; its event goes to the engine.
     Enqueue { connection: u64, call: u64, node: usize, registration: Arc<Registration> },
@@ -95,14 +94,8 @@ impl World {
                     return self.refuse_registration(connection, call, No::Unavailable);
                 }
                 let wait = self.database_wait();
-                let Some(core) = self.core_mut() else { return };
-                core.arrived += 1;
-                let arrival = core.arrived;
                 let node = index;
-                self.later(
-                    wait,
-                    Handler::Register { connection, call, node, boot, inventory, taken, arrival },
-                );
+                self.later(wait, Handler::Register { connection, call, node, boot, inventory, taken });
             }
             Up::Heartbeat { call, session } => {
                 let checked = self.broken != Some(Broken::LeaseUnchecked);
@@ -119,7 +112,9 @@ impl World {
                         rtt_us: Some(500),
                     };
                     self.enqueue(event, None);
-                    let answer = Ok((self.standing(), self.lease()));
+                    let counts = self.core().is_some_and(|core| core.witness.knows(node, session));
+                    let lease = if counts { self.lease() } else { 0 };
+                    let answer = Ok((self.standing(), lease));
                     self.send(connection, Message::Down(Down::Beat { call, answer }));
                 }
             }
@@ -206,21 +201,21 @@ impl World {
             return;
         }
         match handler {
-            Handler::Register { connection, call, node, boot, inventory, taken, arrival } => {
+            Handler::Register { connection, call, node, boot, inventory, taken } => {
                 if self.read_fails() {
                     return self.refuse_registration(connection, call, No::Unavailable);
                 }
                 let id = self.machines[node].id;
                 let Some(record) = self.database.nodes.get(&id).cloned() else { return };
                 let newer = |&(last, at, came): &(BootId, Micros, u64)| {
-                    if last == boot { at >= taken } else { came > arrival }
+                    if last == boot { at >= taken } else { came > connection }
                 };
                 if self.core().and_then(|core| core.newest.get(&id)).is_some_and(newer) {
                     self.history.note(self.now, "late registration refused", id);
                     return self.refuse_registration(connection, call, No::Stale);
                 }
                 if let Some(core) = self.core_mut() {
-                    core.newest.insert(id, (boot, taken, arrival));
+                    core.newest.insert(id, (boot, taken, connection));
                 }
                 let session = self.begin_session(id);
                 let registration = Arc::new(self.registration(node, record, session, boot, inventory));

@@ -120,7 +120,8 @@ impl World {
             return self.redrive_unavailable(index, call);
         }
         let Redriver { job, ref targets, .. } = self.redrivers[index];
-        let targets = targets.clone();
+        let all = self.broken == Some(Broken::RedrivesMisread);
+        let targets = if all { Vec::new() } else { targets.clone() };
         let mut stored = self.database.stored(job).filter(|job| job.finished_at.is_some());
         if self.broken == Some(Broken::RedrivesCompleted) {
             for definition in stored.iter_mut().flat_map(|job| &mut job.tasks) {
@@ -130,10 +131,14 @@ impl World {
                 }
             }
         }
-        if self.broken == Some(Broken::RedrivesMisread)
-            && let Some(finished_at) = stored.as_mut().and_then(|job| job.finished_at.as_mut())
-        {
-            *finished_at = finished_at.plus(1);
+        if self.broken == Some(Broken::RedrivesMisread) {
+            for definition in stored.iter_mut().flat_map(|job| &mut job.tasks) {
+                let wrong = definition.past.among(&definition.cancelled);
+                definition.cancelled.subtract(&wrong);
+                for range in wrong.iter() {
+                    definition.failed.insert(range);
+                }
+            }
         }
         let redrive = Redrive { job, targets, stored, by: "ann".to_owned(), detail: index.to_string() };
         let event = Event::JobRedriven { reply: ReplyId(0), redrive: Arc::new(redrive) };

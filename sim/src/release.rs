@@ -35,8 +35,13 @@ impl World {
             return;
         }
         let reply = reply_of(event);
+        // Memory and database disagree about a job that was read before: who asks may ask again.
+        let misread = matches!(event, Event::JobRedriven { .. });
         self.history.note(self.now, "poison event refused", "");
         if let Some(asker) = reply.and_then(|id| self.core_mut()?.replies.remove(&id)) {
+            if misread {
+                return self.answer_recovering(asker);
+            }
             self.answer(asker, Reply::Refused(Refusal::Poison(String::new())));
         }
     }

@@ -38,6 +38,12 @@ impl Witness {
         self.contacts.get(&node).cloned().unwrap_or_else(|| self.stranger())
     }
 
+    /// Whether a heartbeat of this session counts: the engine was told of it in this term.
+    #[must_use]
+    pub fn knows(&self, node: NodeId, session: SessionId) -> bool {
+        self.contacts.get(&node).is_some_and(|contact| contact.session == Some(session))
+    }
+
     fn stranger(&self) -> Contact {
         Contact { heard: self.begun, ..Contact::default() }
     }

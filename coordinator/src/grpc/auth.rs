@@ -177,6 +177,8 @@ pub struct Caller {
     pub peer: Peer,
     pub role: Role,
     pub addr: SocketAddr,
+    /// The place of its connection among those that were accepted.
+    pub opened: u64,
 }
 
 impl Caller {

@@ -267,7 +267,7 @@ mod tests {
     fn connection(name: &str, not_after: DateTime<Utc>) -> PeerInfo {
         let identity = user(name);
         let peer = Peer { identity, not_after, fingerprint: [0; 32], key_fingerprint: [0; 32] };
-        PeerInfo { addr: ([127, 0, 0, 1], 1).into(), peer: Some(peer), closer: Closer::default() }
+        PeerInfo { addr: ([127, 0, 0, 1], 1).into(), opened: 0, peer: Some(peer), closer: Closer::default() }
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl Edge {
                 Code::Denied.status(format!("{} may not call {service}/{method}", peer.identity))
             })?;
         let reign = self.gate.admit(rpc)?;
-        request.extensions_mut().insert(Caller { peer, role, addr: info.addr });
+        request.extensions_mut().insert(Caller { peer, role, addr: info.addr, opened: info.opened });
         Ok((rpc, hold(Some(guard), reign)))
     }
 }

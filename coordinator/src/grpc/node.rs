@@ -68,8 +68,8 @@ impl Node for NodeService {
         &self,
         request: Request<RegisterNodeRequest>,
     ) -> Result<Response<RegisterNodeResponse>, Status> {
-        let node = Caller::of(&request)?.node()?;
-        let arrival = self.sessions.arrive();
+        let caller = Caller::of(&request)?;
+        let (node, opened) = (caller.node()?, caller.opened);
         let request = request.into_inner();
         let theirs = Spoken::new(request.protocol, request.oldest_protocol);
         if let Some(refusal) = Spoken::OURS.refusal("this coordinator", "the agent", theirs) {
@@ -85,8 +85,8 @@ impl Node for NodeService {
         let session = SessionId::generate();
         // A mistaken request does not end the session that there is.
         let registration = Arc::new(convert::registration(&request, record, session)?);
-        let taken = Taken { boot: registration.boot, at_us: request.taken_at_us };
-        self.sessions.begin(node, &name, session, taken, arrival)?;
+        let taken = Taken { boot: registration.boot, at_us: request.taken_at_us, opened };
+        self.sessions.begin(node, &name, session, taken)?;
         let reply = self.core.ask(|reply| Event::NodeRegistered { reply, registration }).await?;
         let Reply::Registered { verdicts } = reply else { return Err(CoreError::Mismatch.into()) };
         let answers = self.answer(node, session, verdicts).await?;

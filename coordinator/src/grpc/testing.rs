@@ -96,7 +96,7 @@ impl Rig {
             key_fingerprint: [0; 32],
         });
         let incoming = TcpListenerStream::new(listener).map(move |stream| {
-            let info = PeerInfo { addr, peer: peer.clone(), closer: Closer::default() };
+            let info = PeerInfo { addr, opened: 0, peer: peer.clone(), closer: Closer::default() };
             stream.map(|stream| Claimed { stream, info })
         });
         let server = Server::builder().layer(EdgeLayer::new(edge)).add_routes(routes);

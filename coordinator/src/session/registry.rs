@@ -67,21 +67,17 @@ struct State {
     nodes: BTreeMap<NodeId, Entry>,
     progress: HashMap<AttemptKey, (u32, String)>,
     /// The newest registration of each node, also when its session is over.
-    newest: HashMap<NodeId, (Taken, Arrival)>,
-    /// Registrations that came in.
-    arrived: u64,
+    newest: HashMap<NodeId, Taken>,
 }
 
-/// The place of a registration among all that came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Arrival(u64);
-
-/// When an agent took the inventory of a registration: microseconds on its boot-time clock, 0 when
-/// it does not tell.
+/// When an agent took the inventory of a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     pub boot: BootId,
+    /// Microseconds on its boot-time clock, 0 when it does not tell.
     pub at_us: u64,
+    /// The place of the connection that it came on among those that were accepted.
+    pub opened: u64,
 }
 
 impl Sessions {
@@ -89,39 +85,26 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a registration came in; to be asked before anything is waited for.
-    pub fn arrive(&self) -> Arrival {
-        let mut state = self.lock();
-        state.arrived += 1;
-        Arrival(state.arrived)
-    }
-
     /// Begins a session; the node's older one ends. A registration that comes late, behind a newer
     /// one of the same boot, is refused: what the node was given since is missing in it, and would
-    /// count as lost. Of two boots the one that came in last is the newer.
-    pub fn begin(
-        &self,
-        node: NodeId,
-        name: &str,
-        session: SessionId,
-        taken: Taken,
-        arrival: Arrival,
-    ) -> Result<(), Status> {
+    /// count as lost. Of two boots the one with the newer connection is the newer: what an earlier boot
+    /// had sent can still be read when the coordinator was stopped meanwhile.
+    pub fn begin(&self, node: NodeId, name: &str, session: SessionId, taken: Taken) -> Result<(), Status> {
         let (commands, command_queue) = mpsc::channel(QUEUE);
         let (acks, ack_queue) = mpsc::channel(QUEUE);
         let live = Live { node, session, over: CancellationToken::new() };
         let mut state = self.lock();
-        let newer = |(last, came): &(Taken, Arrival)| {
+        let newer = |last: &Taken| {
             if last.boot == taken.boot {
                 taken.at_us > 0 && last.at_us >= taken.at_us
             } else {
-                *came > arrival
+                last.opened > taken.opened
             }
         };
         if state.newest.get(&node).is_some_and(newer) {
             return Err(stale());
         }
-        state.newest.insert(node, (taken, arrival));
+        state.newest.insert(node, taken);
         let entry = Entry {
             live,
             name: name.to_owned(),
@@ -285,13 +268,16 @@ mod tests {
     fn a_registration_that_was_held_up_does_not_end_the_session_of_a_newer_boot() {
         let sessions = Sessions::default();
         let node = NodeId::generate();
-        let begin = |taken, arrival| sessions.begin(node, "amber", SessionId::generate(), taken, arrival);
+        let begin = |boot, at_us, opened| {
+            let taken = Taken { boot, at_us, opened };
+            sessions.begin(node, "amber", SessionId::generate(), taken)
+        };
         let (before, after) = (BootId::generate(), BootId::generate());
-        let held_up = sessions.arrive();
-        begin(Taken { boot: after, at_us: 10 }, sessions.arrive()).unwrap();
-        let refused = begin(Taken { boot: before, at_us: 9_000 }, held_up).unwrap_err();
-        assert_eq!(Code::of(&refused), Code::Stale);
+        begin(after, 10, 2).unwrap();
+        let refused = begin(before, 9_000, 1).unwrap_err();
+        assert_eq!(Code::of(&refused), Code::Stale, "it was sent before the reboot, and read after it");
+        begin(after, 20, 2).unwrap();
         // A boot that comes after this one is the newer one, whatever its clock says.
-        begin(Taken { boot: BootId::generate(), at_us: 1 }, sessions.arrive()).unwrap();
+        begin(BootId::generate(), 1, 3).unwrap();
     }
 }

@@ -52,7 +52,7 @@ async fn join(
         name: name.to_owned(),
     });
     let addr = "192.0.2.7:1234".parse().unwrap();
-    request.extensions_mut().insert(PeerInfo { addr, peer: None, closer: Closer::default() });
+    request.extensions_mut().insert(PeerInfo { addr, opened: 0, peer: None, closer: Closer::default() });
     Ok(service.join(request).await?.into_inner())
 }
 

@@ -110,7 +110,7 @@ fn believe(mut request: Request<()>) -> Result<Request<()>, Status> {
         _ => panic!("{said:?}"),
     };
     let peer = Peer { identity, not_after: expiry(), fingerprint: [0; 32], key_fingerprint: key };
-    request.extensions_mut().insert(Caller { peer, role, addr: "127.0.0.1:1".parse().unwrap() });
+    request.extensions_mut().insert(Caller { peer, role, addr: "127.0.0.1:1".parse().unwrap(), opened: 0 });
     Ok(request)
 }
 
@@ -302,8 +302,8 @@ impl Mesh {
         let record = joined(&self.pool, name).await;
         let registration = Arc::new(registration(&record, BootId::generate(), cores));
         let session = registration.session;
-        let taken = Taken { boot: registration.boot, at_us: 0 };
-        self.sessions.begin(record.id, name, session, taken, self.sessions.arrive()).unwrap();
+        let taken = Taken { boot: registration.boot, at_us: 0, opened: 0 };
+        self.sessions.begin(record.id, name, session, taken).unwrap();
         self.core.ask(|reply| Event::NodeRegistered { reply, registration }).await.unwrap();
         self.tell(Event::SessionOpened { node: record.id, session }).await;
         record
