@@ -129,6 +129,7 @@ macro_rules! examples {
         $each!(RedriveRequest {
             job: "12".to_owned(),
             targets: vec![RedriveTarget { task: "resize".to_owned(), index: Some(7) }],
+            idempotency_key: "key".to_owned(),
         });
         $each!(StreamLogsResponse {
             chunks: vec![LogChunk {

@@ -64,6 +64,8 @@ pub enum Broken {
     LetsGoAlive,
     /// The key of a submit is not looked at.
     IgnoresKeys,
+    /// The key of a redrive is not looked at.
+    IgnoresRedriveKeys,
     /// A cancel is acknowledged and not done.
     ForgetsCancel,
     /// Who asks is answered what was asked before.
@@ -77,7 +79,7 @@ pub enum Broken {
 }
 
 /// Every one of them, and the invariant that it breaks.
-pub const BROKEN: [(Broken, Invariant); 34] = [
+pub const BROKEN: [(Broken, Invariant); 35] = [
     (Broken::NoEpochCheck, Invariant::Fenced),
     (Broken::NoAttemptCheck, Invariant::TrueEnd),
     (Broken::SaysBeforeCommit, Invariant::SaidAfterCommit),
@@ -108,6 +110,7 @@ pub const BROKEN: [(Broken, Invariant); 34] = [
     (Broken::AcksUncommitted, Invariant::NothingDropped),
     (Broken::LetsGoAlive, Invariant::ProcessesGone),
     (Broken::IgnoresKeys, Invariant::AcknowledgedStays),
+    (Broken::IgnoresRedriveKeys, Invariant::RedrivenOnce),
     (Broken::ForgetsCancel, Invariant::CancelHolds),
     (Broken::MixesAnswers, Invariant::RightAnswer),
     (Broken::LosesAssignments, Invariant::EverythingEnds),

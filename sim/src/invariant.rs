@@ -66,6 +66,8 @@ invariants! {
     ProcessesGone,
     /// A job that was acknowledged is there, once for each key.
     AcknowledgedStays,
+    /// A redrive that is told again, until there is an answer, is done once.
+    RedrivenOnce,
     /// A cancel that was acknowledged ends the job.
     CancelHolds,
     /// Callers get the answer to what they asked.

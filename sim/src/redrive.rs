@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coordinator::engine::{
     effect::{Refusal, Reply},
-    event::{Event, Redrive, ReplyId},
+    event::{Event, Redrive, RedriveKey, ReplyId},
     types::{JobState, TaskState},
 };
 use mesh_proto::ids::{JobNumber, TaskKey};
@@ -50,6 +50,11 @@ pub enum RedriveStep {
     Late {
         call: u64,
     },
+}
+
+/// Who asks.
+fn redriver(index: usize) -> String {
+    format!("redriver {index}")
 }
 
 impl World {
@@ -120,6 +125,9 @@ impl World {
             return self.redrive_unavailable(index, call);
         }
         let Redriver { job, ref targets, .. } = self.redrivers[index];
+        if let Some(reply) = self.redriven_before(index) {
+            return self.redrive_answered(index, call, &reply);
+        }
         let all = self.broken == Some(Broken::RedrivesMisread);
         let targets = if all { Vec::new() } else { targets.clone() };
         let mut stored = self.database.stored(job).filter(|job| job.finished_at.is_some());
@@ -140,9 +148,19 @@ impl World {
                 }
             }
         }
-        let redrive = Redrive { job, targets, stored, by: "ann".to_owned(), detail: index.to_string() };
+        let key = RedriveKey { key: redriver(index), payload_digest: [0; 32] };
+        let key = Some(key).filter(|_| self.broken != Some(Broken::IgnoresRedriveKeys));
+        let redrive = Redrive { job, targets, stored, by: redriver(index), detail: String::new(), key };
         let event = Event::JobRedriven { reply: ReplyId(0), redrive: Arc::new(redrive) };
         self.enqueue(event, Some(Asker::Redriver { redriver: index, call }));
+    }
+
+    /// What was done before under the same key, and was looked up.
+    fn redriven_before(&self, index: usize) -> Option<Reply> {
+        let number = self.redrivers[index].job;
+        let (redriven, resumed) = *self.database.redrive_keys.get(&(number, redriver(index)))?;
+        let state = self.database.jobs.get(&number)?.row.state;
+        Some(Reply::Redriven { number, state, redriven, resumed })
     }
 
     pub fn redrive_answered(&mut self, index: usize, call: u64, reply: &Reply) {
@@ -151,19 +169,22 @@ impl World {
             return;
         }
         let Redriver { job, tries, .. } = self.redrivers[index];
+        let by = redriver(index);
+        // The same may have been told before, and been done since it was looked for.
+        let known = matches!(reply, Reply::Refused(_)).then(|| self.redriven_before(index)).flatten();
+        let reply = known.as_ref().unwrap_or(reply);
         let row = self.database.jobs.get(&job).map(|job| &job.row);
         let cancelled =
             row.is_some_and(|row| [row.ending, Some(row.state)].contains(&Some(JobState::Cancelled)));
         let right = match reply {
             _ if self.timeline > 0 => true,
             Reply::Redriven { number, redriven, .. } => {
-                let done = self.database.redrives.get(&job).is_some_and(|times| *times > 0);
+                let done = self.database.redrives.get(&job).is_some_and(|all| all.contains(&by));
                 *number == job && *redriven > 0 && done
             }
-            // Somebody was faster, or it was done and the answer was lost.
+            // Somebody was faster.
             Reply::Refused(Refusal::NothingDead(of)) => {
-                let done = self.database.redrives.get(&job).is_some_and(|times| *times > 0);
-                *of == job && (done || tries > 1)
+                *of == job && self.database.redrives.contains_key(&job)
             }
             Reply::Refused(Refusal::WasCancelled(of)) => *of == job && cancelled,
             Reply::Refused(Refusal::StillEnding(_) | Refusal::Changed(_)) if tries < TRIES => {

@@ -179,6 +179,11 @@ fn attempts_that_are_not_read() {
 }
 
 #[test]
+fn a_key_of_a_redrive_that_is_not_looked_at() {
+    caught(Broken::IgnoresRedriveKeys);
+}
+
+#[test]
 fn a_redrive_of_a_job_that_was_misread() {
     caught(Broken::RedrivesMisread);
 }

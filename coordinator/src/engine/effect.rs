@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId, TaskKey};
 
 use super::{
-    event::{AttemptEnd, NewJob, NodeRecord, ReplyId},
+    event::{AttemptEnd, NewJob, NodeRecord, RedriveKey, ReplyId},
     explain::Explanation,
     placement::Decision,
     ranges::Elements,
@@ -138,6 +138,10 @@ pub struct Redriven {
     /// Who asked, for the audit.
     pub by: String,
     pub detail: String,
+    /// Under which key, and what came of it: dead letters, and what was cancelled because of them.
+    pub key: Option<RedriveKey>,
+    pub redriven: u64,
+    pub resumed: u64,
 }
 
 /// An attempt's whole row.

@@ -99,6 +99,15 @@ pub struct Redrive {
     /// Who asks, and for what, for the audit.
     pub by: String,
     pub detail: String,
+    pub key: Option<RedriveKey>,
+}
+
+/// By which a redrive that is told again is known. The store looks it up and writes it once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedriveKey {
+    pub key: String,
+    /// Of what is asked for under it.
+    pub payload_digest: [u8; 32],
 }
 
 /// Other requirements to try in thought.

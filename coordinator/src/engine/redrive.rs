@@ -47,13 +47,19 @@ impl Engine {
         if let Some(finished_at) = reloaded {
             self.reopened.insert(number, finished_at);
         }
-        fx.writes.push(Write::Redriven(Redriven {
+        let before = fx.writes.len();
+        let (redriven, resumed) = self.reopen(now, number, &asked.targets, fx);
+        // The job is open before what it brings is written.
+        let written = Write::Redriven(Redriven {
             number,
             finished_at: reloaded,
             by: asked.by.clone(),
             detail: asked.detail.clone(),
-        }));
-        let (redriven, resumed) = self.reopen(now, number, &asked.targets, fx);
+            key: asked.key.clone(),
+            redriven,
+            resumed,
+        });
+        fx.writes.insert(before, written);
         let state = self.jobs.get(&number).map_or(JobState::Queued, |job| job.state);
         fx.says.push(Say::Reply(reply, Reply::Redriven { number, state, redriven, resumed }));
     }

@@ -1,12 +1,9 @@
-//! Dead letters: tasks that used up their attempts are listed, and tried again.
+//! Dead letters: tasks that used up their attempts, as a list.
 
 use mesh_proto::{
     code::Code,
     ids::{JobNumber, TaskKey},
-    v1::{
-        Cause, DeadLetter, ListDeadRequest, ListDeadResponse, RedriveRequest, RedriveResponse, TaskInfo,
-        TaskState,
-    },
+    v1::{Cause, DeadLetter, ListDeadRequest, ListDeadResponse, TaskInfo, TaskState},
 };
 use prost::Message as _;
 use tonic::Status;
@@ -16,25 +13,13 @@ use super::{
     pages::MESSAGE,
 };
 use crate::{
-    commit::{Core, CoreError},
-    engine::{
-        effect::{Refusal, Reply},
-        event::{Event, Redrive},
-    },
     session::Plans,
     store::{
         Store,
+        dead::{Dead, DeadCursor},
         jobs::{DefinitionRecord, JobRecord},
-        redrive::{Dead, DeadCursor},
     },
 };
-
-/// Targets of one request.
-const MAX_TARGETS: usize = 10_000;
-/// Readings of a job that changes while it is read.
-const TRIES: usize = 5;
-/// Longest text of what was asked for in the audit, in bytes.
-const MAX_DETAIL: usize = 1000;
 
 /// A page of dead letters: of one job, or of all, the newest job first.
 pub async fn list(
@@ -115,64 +100,6 @@ fn cursor(after: &str) -> Result<Option<DeadCursor>, Status> {
     parse().map(Some).ok_or_else(|| Code::Invalid.status("`after` is no cursor of this list"))
 }
 
-/// Tries dead letters of a job again.
-pub async fn redrive(
-    core: &Core,
-    store: &Store,
-    record: &JobRecord,
-    by: String,
-    request: RedriveRequest,
-) -> Result<RedriveResponse, Status> {
-    if request.targets.len() > MAX_TARGETS {
-        return Err(Code::Invalid.status(format!("at most {MAX_TARGETS} tasks can be named at a time")));
-    }
-    let definitions = store.definitions(record.number).await?;
-    let targets = request
-        .targets
-        .iter()
-        .map(|target| find(record, &definitions, &target.task, target.index))
-        .collect::<Result<Vec<_>, _>>()?;
-    let detail = detail(&request);
-    for _ in 0..TRIES {
-        let stored = store.stored_job(record.number).await?.filter(|job| job.finished_at.is_some());
-        let asked = Redrive {
-            job: record.number,
-            targets: targets.clone(),
-            stored,
-            by: by.clone(),
-            detail: detail.clone(),
-        };
-        match core.ask(|reply| Event::JobRedriven { reply, redrive: asked.into() }).await {
-            Ok(Reply::Redriven { number, state, redriven, resumed }) => {
-                let state = state.into();
-                return Ok(RedriveResponse { number: number.0, state, redriven, resumed });
-            }
-            Ok(_) => return Err(CoreError::Mismatch.into()),
-            Err(CoreError::Refused(Refusal::Changed(_))) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(CoreError::Refused(Refusal::Changed(record.number)).into())
-}
-
-/// What was asked for, for the audit.
-fn detail(request: &RedriveRequest) -> String {
-    if request.targets.is_empty() {
-        return "every dead letter".to_owned();
-    }
-    let names: Vec<String> = request
-        .targets
-        .iter()
-        .map(|target| match target.index {
-            Some(index) => format!("{}.{index}", target.task),
-            None => target.task.clone(),
-        })
-        .collect();
-    let mut text = names.join(", ");
-    text.truncate(text.floor_char_boundary(MAX_DETAIL));
-    text
-}
-
 async fn target(
     store: &Store,
     record: &JobRecord,
@@ -189,8 +116,8 @@ async fn target(
     }
 }
 
-/// The place of a task, or of one element of it.
-fn find(
+/// The place of a task, or of one element of it, by its name.
+pub fn find(
     record: &JobRecord,
     definitions: &[DefinitionRecord],
     task: &str,

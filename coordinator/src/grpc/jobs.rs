@@ -5,7 +5,6 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 use futures_util::Stream;
 use mesh_proto::{
     code::Code,
-    digest::Digest,
     ids::{JobId, JobNumber},
     state::Named as _,
     v1::{
@@ -22,11 +21,11 @@ use tonic::{Request, Response, Status};
 
 use super::{
     auth::Caller,
-    convert, dead,
+    convert, dead, keys,
     logs::{self, Logs},
     pages::Pages,
     rate::RateLimiter,
-    tasks, watch, why,
+    redrive, tasks, watch, why,
 };
 use crate::{
     commit::{Core, CoreError},
@@ -48,8 +47,6 @@ use crate::{
 const STREAM: usize = 8;
 /// Rows of outputs that go into one message.
 const OUTPUT_PAGE: u32 = 200;
-/// Longest idempotency key, in bytes.
-const MAX_KEY: usize = 128;
 /// Tries to cancel a job that is redriven again and again meanwhile.
 const TRIES: usize = 5;
 
@@ -202,7 +199,7 @@ impl Jobs for JobsService {
         let caller = Caller::of(&request)?;
         let record = self.record(caller, &request.get_ref().job).await?;
         let by = caller.user()?.to_owned();
-        dead::redrive(&self.core, &self.store, &record, by, request.into_inner()).await.map(Response::new)
+        redrive::redrive(&self.core, &self.store, &record, by, request.into_inner()).await.map(Response::new)
     }
 
     async fn watch_job(
@@ -297,13 +294,8 @@ impl JobsService {
         mut job: mesh_proto::v1::JobSpec,
         key: String,
     ) -> Result<NewJob, Status> {
-        if key.len() > MAX_KEY {
-            return Err(Code::Invalid.status(format!("the idempotency key is longer than {MAX_KEY} bytes")));
-        }
-        if key.contains('\0') {
-            return Err(Code::Invalid.status("the idempotency key contains a NUL byte"));
-        }
-        let payload_digest = digest(&job);
+        let idempotency_key = keys::read(key)?;
+        let payload_digest = keys::job_digest(&job);
         spec::complete(&mut job, self.default_sandbox);
         let invalid = |error: spec::SpecError| Code::Invalid.status(error.to_string());
         spec::check(&job, &self.limits).map_err(invalid)?;
@@ -326,7 +318,7 @@ impl JobsService {
             owner,
             priority: job.priority as u8,
             keep_going: job.on_failure() == mesh_proto::v1::OnFailure::Continue,
-            idempotency_key: (!key.is_empty()).then_some(key),
+            idempotency_key,
             payload_digest,
             spec: job.encode_to_vec().into(),
             tasks,
@@ -375,44 +367,5 @@ impl JobsService {
                 Err(Code::Conflict.status(format!("job {number} is {} already", record.state.upper())))
             }
         }
-    }
-}
-
-/// What two submits under one key must have in common. Maps are encoded in no fixed order, so
-/// the digest is taken of their sorted form.
-fn digest(job: &mesh_proto::v1::JobSpec) -> [u8; 32] {
-    // The trace differs from one try to the next of the same submit.
-    let plain = mesh_proto::v1::JobSpec { traceparent: String::new(), ..job.clone() };
-    Digest::of(format!("{:?}", Sorted(&plain)).as_bytes()).0
-}
-
-/// A job's text with its maps in order.
-struct Sorted<'a>(&'a mesh_proto::v1::JobSpec);
-
-impl std::fmt::Debug for Sorted<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        use std::collections::BTreeMap;
-        let mut job = self.0.clone();
-        let params: BTreeMap<_, _> = std::mem::take(&mut job.params).into_iter().collect();
-        write!(f, "{params:?}")?;
-        for task in &mut job.tasks {
-            let env: BTreeMap<_, _> = std::mem::take(&mut task.env).into_iter().collect();
-            let tags: BTreeMap<_, _> = task
-                .r#where
-                .as_mut()
-                .map(|w| std::mem::take(&mut w.tags))
-                .unwrap_or_default()
-                .into_iter()
-                .collect();
-            let named: BTreeMap<_, _> = task
-                .resources
-                .as_mut()
-                .map(|r| std::mem::take(&mut r.named))
-                .unwrap_or_default()
-                .into_iter()
-                .collect();
-            write!(f, "{env:?}{tags:?}{named:?}")?;
-        }
-        write!(f, "{job:?}")
     }
 }

@@ -10,6 +10,7 @@ mod authority;
 pub mod clock;
 pub mod commit;
 pub mod coordinators;
+pub mod dead;
 pub mod decisions;
 mod error;
 pub mod history;

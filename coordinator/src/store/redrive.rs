@@ -10,11 +10,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use mesh_proto::{
     ids::{JobNumber, TaskKey},
     state::Named as _,
-    v1::SandboxLevel,
+    v1::JobState,
 };
 use sqlx::PgConnection;
 
-use super::{Store, StoreError, clock::stamp, names::optional, snapshot, tasks::TaskRecord};
+use super::{Store, StoreError, clock::stamp, names::value, snapshot};
 use crate::engine::{
     StoredJob,
     effect::{Move, Moved, Redriven, TaskRow},
@@ -27,19 +27,15 @@ const CHUNK: usize = 50_000;
 /// What a row says that was cancelled before its new series began.
 pub const DROPPED: &str = "cancelled while it waited";
 
-/// A task that used up its attempts, with the names of its job and its definition.
+/// What a redrive did that was asked for under a key.
 #[derive(Clone, Debug)]
-pub struct Dead {
-    pub job: JobNumber,
-    pub job_name: String,
-    pub name: String,
-    pub own_failures: u32,
-    pub losses: u32,
-    pub task: TaskRecord,
+pub struct Known {
+    pub payload_digest: Vec<u8>,
+    pub redriven: u64,
+    pub resumed: u64,
+    /// The job's, now.
+    pub state: JobState,
 }
-
-/// The last dead letter of a page: job, definition, element.
-pub type DeadCursor = (JobNumber, u32, u32);
 
 impl Store {
     /// A job as the engine would hold it.
@@ -48,94 +44,32 @@ impl Store {
         snapshot::load_job(&mut connection, number).await
     }
 
-    /// Dead letters after `after`: of one job, of one of its definitions, of one element; or of
-    /// every job, the newest first.
-    pub async fn dead(
-        &self,
-        job: Option<JobNumber>,
-        target: Option<(u32, Option<u32>)>,
-        after: Option<DeadCursor>,
-        limit: u32,
-    ) -> Result<Vec<Dead>, StoreError> {
-        let mut found = Vec::new();
-        if let Some(job) = job {
-            let after = after.map(|(_, task, index)| (task, index));
-            self.dead_of(job, target, after, limit, &mut found).await?;
-            return Ok(found);
-        }
-        let (mut before, mut inside) = match after {
-            // The rest of the job where the page before ended, then those before it.
-            Some((job, task, index)) => (job.0.saturating_add(1), Some((task, index))),
-            None => (u64::MAX, None),
-        };
-        while (found.len() as u32) < limit {
-            let next = sqlx::query_scalar!(
-                "SELECT number FROM jobs WHERE number < $1 AND counts[7] > 0 ORDER BY number DESC LIMIT 1",
-                i64::try_from(before).unwrap_or(i64::MAX),
-            )
-            .fetch_optional(&self.pool)
-            .await?;
-            let Some(number) = next else { break };
-            before = number as u64;
-            let job = JobNumber(before);
-            let inside = inside.take().filter(|_| after.is_some_and(|(at, ..)| at == job));
-            self.dead_of(job, None, inside, limit - found.len() as u32, &mut found).await?;
-        }
-        Ok(found)
-    }
-
-    async fn dead_of(
+    /// The redrive of a job that somebody asked for under this key before.
+    pub async fn redrive_by_key(
         &self,
         job: JobNumber,
-        target: Option<(u32, Option<u32>)>,
-        after: Option<(u32, u32)>,
-        limit: u32,
-        found: &mut Vec<Dead>,
-    ) -> Result<(), StoreError> {
-        let Ok(number) = i64::try_from(job.0) else { return Ok(()) };
-        let (task, index) = match target {
-            Some((task, index)) => (Some(task as i32), index.map(|index| index as i32)),
-            None => (None, None),
-        };
-        let (after_task, after_index) = after.map_or((-1, -1), |(task, index)| (task as i32, index as i32));
-        let rows = sqlx::query_file!(
-            "src/store/dead.sql",
-            number,
-            task,
-            index,
-            after_task,
-            after_index,
-            i64::from(limit)
+        actor: &str,
+        key: &str,
+    ) -> Result<Option<Known>, StoreError> {
+        sqlx::query!(
+            r#"SELECT r.payload_digest, r.redriven, r.resumed, j.state::text AS "state!"
+               FROM redrives r JOIN jobs j ON j.number = r.job
+               WHERE r.job = $1 AND r.actor = $2 AND r.idempotency_key = $3"#,
+            job.0 as i64,
+            actor,
+            key,
         )
-        .fetch_all(&self.pool)
-        .await?;
-        for row in rows {
-            found.push(Dead {
-                job,
-                job_name: row.job_name,
-                name: row.name,
-                own_failures: row.own_failures as u32,
-                losses: row.losses as u32,
-                task: TaskRecord {
-                    task: row.task as u32,
-                    index: row.index as u32,
-                    state: TaskState::Failed,
-                    attempt: row.attempt as u32,
-                    node: row.node,
-                    cause: optional(row.cause.as_deref(), "cause")?,
-                    exit_code: row.exit_code,
-                    signal: row.signal,
-                    message: row.message.unwrap_or_default(),
-                    started_at: row.started_at,
-                    finished_at: row.finished_at,
-                    sandbox: row
-                        .sandbox
-                        .and_then(|level| SandboxLevel::try_from(i32::from(level)).ok())
-                        .unwrap_or_default(),
-                },
-            });
-        }
-        Ok(())
+        .fetch_optional(&self.pool)
+        .await?
+        .map(|row| {
+            Ok(Known {
+                payload_digest: row.payload_digest,
+                redriven: row.redriven as u64,
+                resumed: row.resumed as u64,
+                state: value(&row.state, "job state")?,
+            })
+        })
+        .transpose()
     }
 }
 
@@ -170,7 +104,7 @@ fn apply(row: &mut TaskRow, moved: &Moved) {
     }
 }
 
-/// Opens jobs that were over, and notes who asked for it.
+/// Opens jobs that were over, and notes who asked for it, under which key.
 pub async fn open(connection: &mut PgConnection, rows: &[Redriven]) -> Result<(), StoreError> {
     for row in rows {
         if let Some(finished_at) = row.finished_at {
@@ -193,6 +127,20 @@ pub async fn open(connection: &mut PgConnection, rows: &[Redriven]) -> Result<()
         )
         .execute(&mut *connection)
         .await?;
+        if let Some(key) = &row.key {
+            sqlx::query!(
+                "INSERT INTO redrives (job, actor, idempotency_key, payload_digest, redriven, resumed)
+                 VALUES ($1, $2, $3, $4, $5, $6)",
+                row.number.0 as i64,
+                row.by,
+                key.key,
+                &key.payload_digest,
+                row.redriven as i64,
+                row.resumed as i64,
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
     }
     Ok(())
 }

@@ -8,10 +8,7 @@ use mesh_proto::{
     v1::{Cause, SandboxLevel, TaskState},
 };
 
-use super::{
-    Store, StoreError,
-    names::{optional, value},
-};
+use super::{Store, StoreError, names::value};
 
 /// A task's row with its current attempt.
 #[derive(Clone, Debug)]
@@ -30,6 +27,30 @@ pub struct TaskRecord {
     pub finished_at: Option<DateTime<Utc>>,
     pub sandbox: SandboxLevel,
 }
+
+/// A row of a task with what its current attempt says.
+macro_rules! task_record {
+    ($row:expr) => {
+        $crate::store::tasks::TaskRecord {
+            task: $row.task as u32,
+            index: $row.index as u32,
+            state: $crate::store::names::value(&$row.state, "task state")?,
+            attempt: $row.attempt as u32,
+            node: $row.node,
+            cause: $crate::store::names::optional($row.cause.as_deref(), "cause")?,
+            exit_code: $row.exit_code,
+            signal: $row.signal,
+            message: $row.message.unwrap_or_default(),
+            started_at: $row.started_at,
+            finished_at: $row.finished_at,
+            sandbox: $row
+                .sandbox
+                .and_then(|level| mesh_proto::v1::SandboxLevel::try_from(i32::from(level)).ok())
+                .unwrap_or_default(),
+        }
+    };
+}
+pub(super) use task_record;
 
 impl Store {
     /// Rows of a job from (`task`, `index`) on, in order, below definition `end`; no states: all.
@@ -61,25 +82,7 @@ impl Store {
         .fetch_all(&self.pool)
         .await?
         .into_iter()
-        .map(|row| {
-            Ok(TaskRecord {
-                task: row.task as u32,
-                index: row.index as u32,
-                state: value(&row.state, "task state")?,
-                attempt: row.attempt as u32,
-                node: row.node,
-                cause: optional(row.cause.as_deref(), "cause")?,
-                exit_code: row.exit_code,
-                signal: row.signal,
-                message: row.message.unwrap_or_default(),
-                started_at: row.started_at,
-                finished_at: row.finished_at,
-                sandbox: row
-                    .sandbox
-                    .and_then(|level| SandboxLevel::try_from(i32::from(level)).ok())
-                    .unwrap_or_default(),
-            })
-        })
+        .map(|row| Ok(task_record!(row)))
         .collect()
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mesh_proto::{limits, names::escape, state::Named as _, v1};
 use serde_json::{Value, json};
 
-use super::Context;
+use super::{Context, keys};
 use crate::{
     client::Client,
     error::CliError,
@@ -81,25 +81,34 @@ pub struct RedriveArgs {
     /// JOB: all of its dead letters; JOB/TASK: those of the task; JOB/TASK.INDEX: that one
     #[arg(value_name = "JOB[/TASK[.INDEX]]", required = true)]
     references: Vec<Reference>,
+    /// The same key and tasks again are the same redrive
+    #[arg(long, value_name = "KEY", value_parser = keys::parse)]
+    idempotency_key: Option<String>,
 }
 
 pub async fn redrive(context: &Context, args: &RedriveArgs) -> Result<u8, CliError> {
     let client = context.client()?;
     let mut results = Vec::new();
     let mut worst = 0;
-    let requests = by_job(&client, &args.references).await?;
+    let requests = by_job(&client, args).await?;
     let several = requests.len() > 1;
     for request in requests {
         match redrive_one(&client, request).await {
             Ok(response) => {
-                let v1::RedriveResponse { number, redriven, resumed, .. } = response;
+                let v1::RedriveResponse { number, redriven, resumed, existed, .. } = response;
                 if !context.out.is_json() {
                     let more =
                         if resumed > 0 { format!(", {resumed} come back with them") } else { String::new() };
                     output::line(&format!("{number} {redriven} redriven{more}"))?;
                 }
                 let state = response.state().upper();
-                results.push(json!({"id": number, "state": state, "redriven": redriven, "resumed": resumed}));
+                results.push(json!({
+                    "id": number,
+                    "state": state,
+                    "redriven": redriven,
+                    "resumed": resumed,
+                    "existed": existed,
+                }));
             }
             // The others are to be tried all the same.
             Err(error) if several && !matches!(error, CliError::Unreachable { .. }) => {
@@ -116,15 +125,18 @@ pub async fn redrive(context: &Context, args: &RedriveArgs) -> Result<u8, CliErr
 }
 
 /// One request for each job, so that all that is named of it comes back at once.
-async fn by_job(client: &Client, references: &[Reference]) -> Result<Vec<v1::RedriveRequest>, CliError> {
+async fn by_job(client: &Client, args: &RedriveArgs) -> Result<Vec<v1::RedriveRequest>, CliError> {
+    let idempotency_key = keys::or_new(args.idempotency_key.clone());
     let mut requests: BTreeMap<u64, v1::RedriveRequest> = BTreeMap::new();
-    for reference in references {
+    for reference in &args.references {
         let job = watch::get(client, &reference.job).await?;
         let selection = reference.select(&job)?;
         let known = requests.contains_key(&job.number);
-        let request = requests
-            .entry(job.number)
-            .or_insert_with(|| v1::RedriveRequest { job: job.number.to_string(), targets: Vec::new() });
+        let request = requests.entry(job.number).or_insert_with(|| v1::RedriveRequest {
+            job: job.number.to_string(),
+            targets: Vec::new(),
+            idempotency_key: idempotency_key.clone(),
+        });
         if reference.task.is_none() {
             request.targets.clear();
         } else if !known || !request.targets.is_empty() {

@@ -7,6 +7,7 @@ pub mod completions;
 pub mod dead;
 pub mod fetch;
 pub mod jobs;
+mod keys;
 pub mod logs;
 pub mod nodes;
 pub mod run;

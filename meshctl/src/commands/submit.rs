@@ -3,7 +3,7 @@
 use mesh_proto::{state::Named as _, v1};
 use serde_json::{Value, json};
 
-use super::{Context, jobs};
+use super::{Context, jobs, keys};
 use crate::{
     cli::key_value,
     client::Client,
@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, value_parser = name)]
     name: Option<String>,
     /// The same key and job again is the same job
-    #[arg(long, value_name = "KEY", value_parser = idempotency_key)]
+    #[arg(long, value_name = "KEY", value_parser = keys::parse)]
     idempotency_key: Option<String>,
 }
 
@@ -52,14 +52,6 @@ fn param(text: &str) -> Result<(String, String), String> {
 /// A job's name from a flag.
 pub fn name(text: &str) -> Result<String, String> {
     mesh_proto::names::check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
-}
-
-fn idempotency_key(text: &str) -> Result<String, String> {
-    if (1..=128).contains(&text.len()) && !text.chars().any(char::is_control) {
-        Ok(text.to_owned())
-    } else {
-        Err("expected 1 to 128 bytes without control characters".to_owned())
-    }
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<u8, CliError> {
@@ -112,8 +104,7 @@ pub fn outcome(job: &v1::Job) -> String {
     format!("job {} {}{colon}{reason}", job.number, job.state().upper())
 }
 
-/// Uploads what the job needs and submits it. Without a key of the person's own one is made
-/// up, so that a retry over a broken connection cannot submit twice.
+/// Uploads what the job needs and submits it.
 pub async fn send(
     client: &Client,
     out: Out,
@@ -122,7 +113,7 @@ pub async fn send(
 ) -> Result<(v1::SubmitJobResponse, v1::JobSpec), CliError> {
     let submission: Submission = prepared.into_submission()?;
     upload::submission(client, out, &submission).await?;
-    let idempotency_key = key.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+    let idempotency_key = keys::or_new(key);
     let request = v1::SubmitJobRequest { spec: Some(submission.spec), idempotency_key };
     let response = client
         .call(|| {

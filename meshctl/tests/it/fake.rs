@@ -43,6 +43,10 @@ pub struct World {
     pub cancels: Vec<String>,
     /// What was redriven, as asked.
     pub redrives: Vec<String>,
+    /// The keys of redrives, with the numbers of their jobs.
+    pub redrive_keys: Vec<(u64, String)>,
+    /// What is answered instead, after the work was done.
+    pub lost_answers: Vec<tonic::Status>,
 }
 
 /// What a submitted job will be.

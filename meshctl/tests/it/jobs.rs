@@ -278,7 +278,21 @@ fn what_is_redriven_of_a_job_is_asked_for_at_once() {
     assert_eq!(outcome.stderr, "meshctl: nothing that was named in job 13 is a dead letter\n");
     let one = &fake.json(&["redrive", "13/sheet"])[0];
     assert_eq!(
-        (one["id"].as_u64(), one["state"].as_str(), one["redriven"].as_u64()),
-        (Some(13), Some("RUNNING"), Some(3))
+        (one["id"].as_u64(), one["state"].as_str(), one["redriven"].as_u64(), one["existed"].as_bool()),
+        (Some(13), Some("RUNNING"), Some(3), Some(false))
     );
+}
+
+#[test]
+fn a_redrive_whose_answer_was_lost_is_told_again_under_its_key() {
+    let fake = with_thumbnails();
+    fake.world(|world| world.lost_answers = vec![tonic::Status::unavailable("gone away"); 2]);
+    assert_eq!(fake.run(&["redrive", "12"]).exits(0).stdout, "12 3 redriven\n");
+    assert_eq!(fake.world(|world| world.redrives.clone()), ["12: "], "it was done once");
+    assert_eq!(fake.world(|world| world.calls.iter().filter(|call| *call == "redrive").count()), 3);
+    // A key of the person's own holds over commands.
+    let keyed = ["redrive", "12/sheet", "--idempotency-key", "mine"];
+    fake.run(&keyed).exits(0);
+    assert_eq!(fake.json(&keyed)[0]["existed"].as_bool(), Some(true));
+    fake.run(&["redrive", "12", "--idempotency-key", ""]).exits(2);
 }

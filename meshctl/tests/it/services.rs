@@ -134,18 +134,27 @@ impl Jobs for Shared {
             None => target.task.clone(),
         });
         let asked = format!("{number}: {}", targets.collect::<Vec<_>>().join(" "));
-        let again = self.look(|world| {
+        let key = (number, request.idempotency_key.clone());
+        let (existed, again) = self.look(|world| {
             let again = world.redrives.contains(&asked);
-            world.redrives.push(asked);
-            again
+            let existed = world.redrive_keys.contains(&key);
+            if !existed {
+                world.redrives.push(asked);
+                world.redrive_keys.push(key);
+            }
+            (existed, again)
         });
-        if again {
+        // As when the connection breaks before the answer is there.
+        if let Some(status) = self.look(|world| world.lost_answers.pop()) {
+            return Err(status);
+        }
+        if again && !existed {
             return Err(
                 Code::Conflict.status(format!("nothing that was named in job {number} is a dead letter"))
             );
         }
         let state = v1::JobState::Running.into();
-        Ok(Response::new(v1::RedriveResponse { number, state, redriven: 3, resumed: number - 12 }))
+        Ok(Response::new(v1::RedriveResponse { number, state, redriven: 3, resumed: number - 12, existed }))
     }
 
     async fn explain_task(

@@ -9,7 +9,10 @@ mod snapshot;
 
 pub use check::is_given_back;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use coordinator::engine::{
     effect::{AttemptRow, JobRow, Moved, Redriven, TaskRow, Write},
@@ -48,8 +51,10 @@ pub struct Database {
     pub keys: BTreeMap<String, JobNumber>,
     /// The first attempt of each task's latest series, where a redrive began one.
     pub series: BTreeMap<TaskKey, u32>,
-    /// How often each job was redriven: its rows in the audit.
-    pub redrives: BTreeMap<JobNumber, u64>,
+    /// Who redrove which job: rows in the audit.
+    pub redrives: BTreeMap<JobNumber, Vec<String>>,
+    /// What was redriven under which key: how many dead letters, and what came back with them.
+    pub redrive_keys: BTreeMap<(JobNumber, String), (u64, u64)>,
     /// The id of the last recorded decision.
     pub decisions: u64,
     /// The leader's row: its host, none when it was laid down.
@@ -181,9 +186,14 @@ impl Database {
                 return Err(Refused::Rows);
             }
         }
-        for row in rows.redriven.iter().filter(|row| row.finished_at.is_some()) {
+        let mut keys = BTreeSet::new();
+        for row in &rows.redriven {
+            let key = row.key.as_ref().map(|key| (row.number, key.key.clone()));
+            let used = key.is_some_and(|key| self.redrive_keys.contains_key(&key) || !keys.insert(key));
             // Opened and over again since it was read, by one that was handled again as well.
-            if self.jobs.get(&row.number).is_none_or(|job| job.row.finished_at != row.finished_at) {
+            let finished = self.jobs.get(&row.number).map(|job| job.row.finished_at);
+            let changed = row.finished_at.is_some() && finished != Some(row.finished_at);
+            if used || changed {
                 return Err(Refused::Rows);
             }
         }
@@ -284,7 +294,15 @@ impl Database {
             landed.changes.push(("job", job.row.state.lower(), open.lower()));
             (job.row.state, job.row.ending, job.row.finished_at) = (open, None, None);
         }
-        *self.redrives.entry(row.number).or_default() += 1;
+        let before = self.redrives.entry(row.number).or_default();
+        if before.contains(&row.by) {
+            let why = format!("{} of {} is done twice", row.by, row.number);
+            return Err(Violation::new(Invariant::RedrivenOnce, why));
+        }
+        before.push(row.by.clone());
+        if let Some(key) = &row.key {
+            self.redrive_keys.insert((row.number, key.key.clone()), (row.redriven, row.resumed));
+        }
         landed.redriven.push(row.number);
         Ok(())
     }

@@ -235,8 +235,14 @@ impl Mesh {
         stored: Option<StoredJob>,
     ) -> Result<(u64, u64), Refusal> {
         let reply = self.reply();
-        let redrive =
-            Redrive { job, targets: targets.to_vec(), stored, by: "ann".to_owned(), detail: String::new() };
+        let redrive = Redrive {
+            job,
+            targets: targets.to_vec(),
+            stored,
+            by: "ann".to_owned(),
+            detail: String::new(),
+            key: None,
+        };
         let said = self.step(Event::JobRedriven { reply, redrive: Arc::new(redrive) });
         let answer = said.iter().find_map(|say| match say {
             Say::Reply(to, Reply::Redriven { redriven, resumed, .. }) if *to == reply => {

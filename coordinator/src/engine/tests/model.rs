@@ -428,6 +428,7 @@ impl World {
                     stored: self.store.read(job).filter(|job| job.finished_at.is_some()),
                     by: "ann".to_owned(),
                     detail: String::new(),
+                    key: None,
                 };
                 self.handle(&Event::JobRedriven { reply, redrive: Arc::new(redrive) })
             }

@@ -225,6 +225,7 @@ fn a_hundred_thousand_dead_letters_are_one_range() {
         stored: Some(stored),
         by: "ann".to_owned(),
         detail: String::new(),
+        key: None,
     };
     let mut fx = Effects::default();
     let event = Event::JobRedriven { reply: ReplyId(1), redrive: Arc::new(redrive) };

@@ -39,9 +39,20 @@ async fn redrive(
     job: JobNumber,
     targets: &[(&str, Option<u32>)],
 ) -> Result<RedriveResponse, Status> {
+    redrive_under(mesh, "", job, targets).await
+}
+
+/// The same under a key.
+async fn redrive_under(
+    mesh: &Mesh,
+    key: &str,
+    job: JobNumber,
+    targets: &[(&str, Option<u32>)],
+) -> Result<RedriveResponse, Status> {
     let targets =
         targets.iter().map(|(task, index)| RedriveTarget { task: (*task).to_owned(), index: *index });
-    let request = RedriveRequest { job: job.to_string(), targets: targets.collect() };
+    let idempotency_key = key.to_owned();
+    let request = RedriveRequest { job: job.to_string(), targets: targets.collect(), idempotency_key };
     Ok(mesh.jobs().redrive(request).await?.into_inner())
 }
 
@@ -157,6 +168,63 @@ async fn only_what_is_named_and_dead_is_redriven() {
     work(&mesh, |_, _| 0).await;
     let status = redrive(&mesh, well, &[]).await.unwrap_err();
     assert_eq!(Code::of(&status), Code::Conflict);
+}
+
+#[tokio::test]
+async fn a_redrive_that_is_told_twice_is_done_once_also_when_it_failed_again() {
+    let mesh = Mesh::new().await;
+    mesh.silent_node("amber", 16).await;
+    let number = mesh.submit(keep_going(vec![array("a", 3), task("b")])).await;
+    work(&mesh, |task, index| i32::from(task == 0 && index != 1)).await;
+    assert_eq!(mesh.over(number).await, JobState::PartiallyCompleted);
+
+    let targets = [("a", Some(0)), ("a", Some(2))];
+    let first = redrive_under(&mesh, "k", number, &targets).await.unwrap();
+    assert_eq!((first.redriven, first.existed, first.state()), (2, false, JobState::Running));
+    let again = redrive_under(&mesh, "k", number, &targets).await.unwrap();
+    assert_eq!((again.redriven, again.existed, again.state()), (2, true, JobState::Running));
+    // They fail again: another attempt would follow a redrive, and the job would be open.
+    work(&mesh, |_, _| 1).await;
+    assert_eq!(mesh.over(number).await, JobState::PartiallyCompleted);
+    let other_order = [targets[1], targets[0]];
+    for targets in [&targets, &other_order] {
+        let again = redrive_under(&mesh, "k", number, targets).await.unwrap();
+        assert_eq!((again.redriven, again.existed, again.state()), (2, true, JobState::PartiallyCompleted));
+    }
+    assert!(mesh.open().await.is_empty(), "it was done twice");
+    assert_eq!(mesh.audited("job.redrive").await, 1);
+
+    let status = redrive_under(&mesh, "k", number, &[]).await.unwrap_err();
+    let used = "this idempotency key was used for another redrive of job 1";
+    assert_eq!(code(&status), (Code::Conflict, used));
+    for (key, expected) in [
+        ("k".repeat(129), "the idempotency key is longer than 128 bytes"),
+        ("a\0b".to_owned(), "the idempotency key contains a NUL byte"),
+    ] {
+        let status = redrive_under(&mesh, &key, number, &targets).await.unwrap_err();
+        assert_eq!(code(&status), (Code::Invalid, expected));
+    }
+    // Another key is another redrive, and the key is the job's own.
+    assert_eq!(redrive_under(&mesh, "l", number, &targets).await.unwrap().redriven, 2);
+    let other = mesh.submit(keep_going(vec![task("c")])).await;
+    work(&mesh, |_, _| 1).await;
+    assert_eq!(mesh.over(other).await, JobState::Failed);
+    assert!(!redrive_under(&mesh, "k", other, &[]).await.unwrap().existed);
+}
+
+#[tokio::test]
+async fn of_redrives_that_meet_under_one_key_one_is_done() {
+    let mesh = Mesh::new().await;
+    mesh.silent_node("amber", 16).await;
+    let number = mesh.submit(keep_going(vec![array("a", 3)])).await;
+    work(&mesh, |_, _| 1).await;
+    assert_eq!(mesh.over(number).await, JobState::Failed);
+    let answers =
+        futures_util::future::join_all((0..8).map(|_| redrive_under(&mesh, "k", number, &[]))).await;
+    let answers: Vec<RedriveResponse> = answers.into_iter().map(Result::unwrap).collect();
+    assert_eq!(answers.iter().filter(|answer| !answer.existed).count(), 1, "{answers:?}");
+    assert!(answers.iter().all(|answer| answer.redriven == 3), "{answers:?}");
+    assert_eq!(mesh.audited("job.redrive").await, 1);
 }
 
 #[tokio::test]
