@@ -11,7 +11,7 @@
 //!        blobs/  spool/  records           content, output, what survives a kill
 //! ```
 
-#![deny(unsafe_code, clippy::undocumented_unsafe_blocks)]
+#![deny(unsafe_code)]
 
 pub mod attempts;
 pub mod backoff;
