@@ -128,6 +128,7 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         rpc: rpc.clone(),
         work_root: Arc::new(work_root),
         strongest: probe.strongest,
+        limits: probe.limits,
         memory_per_slot: capacity.memory_bytes / u64::from(capacity.slots.max(1)),
         root,
     };

@@ -135,7 +135,7 @@ impl Hub {
                     kept.push(key);
                     let started = match known.get(&key) {
                         Some(crate::jail::State::Running(started)) => {
-                            Some(runner::started(&found.assignment, *started))
+                            Some(runner::started(&found.assignment, *started, self.context.limits))
                         }
                         Some(crate::jail::State::Starting | crate::jail::State::Ended(_)) | None => None,
                     };

@@ -54,6 +54,8 @@ pub struct Context {
     /// Where work directories are.
     pub work_root: Arc<PathBuf>,
     pub strongest: jail::Level,
+    /// What holds strict tasks to their limits.
+    pub limits: jail::Limits,
     /// What a task may use that says nothing, in bytes.
     pub memory_per_slot: u64,
     pub root: bool,
@@ -352,7 +354,7 @@ impl Runner<'_> {
         let record = loop {
             let now = fate.borrow_and_update().clone();
             if let (Some(process), false) = (now.started, told) {
-                let start = started(&self.job.assignment, process);
+                let start = started(&self.job.assignment, process, self.context.limits);
                 if tell_at.is_none() {
                     self.hub.handle(Input::Began(key, start));
                 }
@@ -571,13 +573,18 @@ async fn cancelled(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
 }
 
 /// The start as it is told.
-pub fn started(assignment: &Assignment, process: jail::Started) -> v1::Started {
+pub fn started(assignment: &Assignment, process: jail::Started, held: jail::Limits) -> v1::Started {
     let level = match assignment.sandbox() {
         v1::SandboxLevel::None => v1::SandboxLevel::None,
         v1::SandboxLevel::Basic => v1::SandboxLevel::Basic,
         v1::SandboxLevel::Unspecified | v1::SandboxLevel::Strict => v1::SandboxLevel::Strict,
     };
-    v1::Started { at_ms: process.at_ms, sandbox: level.into() }
+    let limits = match (level, held) {
+        (v1::SandboxLevel::Strict, jail::Limits::Cgroup) => v1::Limits::Cgroup,
+        (v1::SandboxLevel::Strict, jail::Limits::Rlimit) => v1::Limits::Rlimit,
+        (_, jail::Limits::Cgroup | jail::Limits::Rlimit) => v1::Limits::Unspecified,
+    };
+    v1::Started { at_ms: process.at_ms, sandbox: level.into(), limits: limits.into() }
 }
 
 /// The end of something that the node could not run.

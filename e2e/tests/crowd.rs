@@ -129,7 +129,7 @@ impl Node {
             && let Some(key) = self.waits.pop_front()
         {
             *self.crowd.lock().unwrap().begun.entry(key).or_default() += 1;
-            let started = Started { at_ms: 1, sandbox: SandboxLevel::Basic.into() };
+            let started = Started { at_ms: 1, sandbox: SandboxLevel::Basic.into(), ..Started::default() };
             events.push(AttemptEvent { attempt: Some(key.into()), event: Some(Event::Started(started)) });
             self.runs.push(key);
             if finish {

@@ -51,6 +51,7 @@ fn a_strict_task_has_its_mount_its_limits_and_nothing_else_of_the_host() {
     assert!(seen.starts_with("measured\n/work\n") && seen.ends_with("hidden\n"), "{seen}");
     let looked = job.task("sees");
     assert_eq!((looked["state"].as_str(), looked["sandbox"].as_str()), (Some("COMPLETED"), Some("strict")));
+    assert_eq!(looked["limits"], node["sandbox"]["limits"], "what held it is recorded");
     assert_eq!(job.task("eats")["cause"], "oom");
     assert_eq!(job.task("fills")["cause"], "disk");
 }
@@ -99,6 +100,41 @@ fn a_node_that_lacks_a_layer_gets_no_strict_job_and_why_says_so() {
     let _whole = mesh.agent("office", AgentOptions::slots(1));
     strict.completes();
     assert_eq!(strict.task("strict")["node"], "office");
+}
+
+#[test]
+fn each_attempt_records_what_held_it_to_its_limits() {
+    let mesh = Mesh::start();
+    // Control groups that cannot be written, or may not, as an ordinary user's.
+    let bare = "exec unshare --mount sh -c 'awk \"\\$3 ~ /^cgroup/ {print \\$2}\" /proc/mounts | while read -r dir; do \
+                mount -o remount,bind,ro \"$dir\"; done; exec \"$@\"' sh \"$@\"";
+    let through = ["/bin/sh", "-c", bare, "sh"].map(str::to_owned).to_vec();
+    let _bare = mesh.agent("office", AgentOptions { through, ..AgentOptions::slots(1) });
+    let _held = mesh.agent("attic", AgentOptions::slots(1));
+    assert_eq!(mesh.node("office").unwrap()["sandbox"]["limits"], "rlimit");
+    for (node, level, limits) in [
+        ("office", "strict", json!("rlimit")),
+        ("attic", "strict", mesh.node("attic").unwrap()["sandbox"]["limits"].clone()),
+        ("attic", "basic", Value::Null),
+    ] {
+        let spec = json!({"name": "held", "sandbox": level, "where": {"node": node}, "command": ["true"]});
+        let job = mesh.submit(&spec.to_string());
+        job.completes();
+        let task = job.task("held");
+        assert_eq!((&task["sandbox"], &task["limits"]), (&level.into(), &limits), "{task:#}");
+        let why = mesh.json(&["why", &job.id()]);
+        let attempt = &why["attempts"][0];
+        assert_eq!((&attempt["sandbox"], &attempt["limits"]), (&level.into(), &limits), "{why:#}");
+        let told = why["sentences"].to_string();
+        let held = limits.as_str().map_or(format!("is {level}."), |limits| format!("({limits})."));
+        assert!(told.contains(&format!("Its sandbox is {level}")) && told.contains(&held), "{told}");
+    }
+    // Who must have the one does not get the other.
+    let asks = json!({"name": "asks", "where": {"limits": "cgroup", "node": "office"}, "command": ["true"]});
+    let job = mesh.submit(&asks.to_string());
+    let why = mesh.meshctl(&["why", &job.id()]).ok();
+    assert!(why.stdout.contains("limits"), "{why}");
+    assert_eq!(job.state(), "QUEUED");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The names of states and causes: UPPERCASE in JSON and tables, lower case in metric
 //! labels, counts and filters. One table, so that every tool spells them alike.
 
-use crate::v1::{Cause, JobState, NodeState, SandboxLevel, TaskState};
+use crate::v1::{Cause, JobState, Limits, NodeState, SandboxLevel, TaskState};
 
 /// An enum of the wire with a name in both spellings.
 pub trait Named: Sized + Copy + PartialEq + 'static {
@@ -82,6 +82,11 @@ named!(SandboxLevel {
     None = "none",
     Basic = "basic",
     Strict = "strict",
+});
+
+named!(Limits {
+    Rlimit = "rlimit",
+    Cgroup = "cgroup",
 });
 
 impl JobState {

@@ -60,6 +60,7 @@ macro_rules! examples {
                 event(attempt_event::Event::Started(Started {
                     at_ms: 1_762_000_000_000,
                     sandbox: SandboxLevel::Strict.into(),
+                    limits: Limits::Cgroup.into(),
                 })),
                 event(attempt_event::Event::Progress(Progress { percent: 40, message: "on".to_owned() })),
                 event(attempt_event::Event::Withdrawn(Withdrawn {})),
@@ -311,6 +312,7 @@ fn task_info() -> TaskInfo {
         message: "killed".to_owned(),
         queued_at_ms: 3,
         sandbox: SandboxLevel::Strict.into(),
+        limits: Limits::Cgroup.into(),
     }
 }
 

@@ -9,6 +9,7 @@ use coordinator::{
     engine::{
         effect::{Ack, Reply, Verdict},
         event::{AttemptEnd, Event, Held, NodeRecord, Registration, ReplyId},
+        types::Confined,
     },
     session::told_by_agent,
 };
@@ -346,7 +347,8 @@ fn word(node: NodeId, event: v1::AttemptEvent) -> Option<Event> {
     let attempt = AttemptKey::try_from(event.attempt).ok()?;
     match event.event? {
         attempt_event::Event::Started(started) => {
-            Some(Event::AttemptStarted { node, attempt, sandbox: started.sandbox() })
+            let sandbox = Confined { level: started.sandbox(), limits: started.limits() };
+            Some(Event::AttemptStarted { node, attempt, sandbox })
         }
         attempt_event::Event::Progress(_) => None,
         attempt_event::Event::Ended(ended) => {

@@ -43,7 +43,7 @@ pub enum JailStep {
 /// A start as it is told.
 #[must_use]
 pub fn started(now: Micros) -> v1::Started {
-    v1::Started { at_ms: now / MS + 1, sandbox: v1::SandboxLevel::Basic.into() }
+    v1::Started { at_ms: now / MS + 1, sandbox: v1::SandboxLevel::Basic.into(), ..v1::Started::default() }
 }
 
 impl World {

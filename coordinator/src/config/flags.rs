@@ -81,7 +81,7 @@ pub struct Flags {
     /// Server binaries for the private cluster [default: the highest version installed]
     #[arg(long, value_name = "DIR", env = "MESH_COORDINATOR_PG_BIN_DIR")]
     pub pg_bin_dir: Option<PathBuf>,
-    /// The sandbox of tasks that name none: basic or none [default: basic]
+    /// The sandbox of tasks that name none: strict, basic or none [default: strict]
     #[arg(long, value_name = "LEVEL", env = "MESH_COORDINATOR_DEFAULT_SANDBOX", value_parser = sandbox)]
     pub default_sandbox: Option<SandboxLevel>,
 }

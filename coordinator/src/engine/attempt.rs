@@ -13,7 +13,7 @@ use super::{
     ranges::Elements,
     retry::{self, Blame, Next},
     task::{Phase, Placed},
-    types::{JobState, SandboxLevel, TaskState, Time},
+    types::{Confined, JobState, TaskState, Time},
 };
 
 /// The last change of a task.
@@ -34,7 +34,7 @@ impl Engine {
         now: Time,
         node: NodeId,
         attempt: AttemptKey,
-        sandbox: SandboxLevel,
+        sandbox: Confined,
         fx: &mut Effects,
     ) {
         self.heard(now, node);
@@ -53,7 +53,7 @@ impl Engine {
         &mut self,
         now: Time,
         key: TaskKey,
-        sandbox: Option<SandboxLevel>,
+        sandbox: Option<Confined>,
         fx: &mut Effects,
     ) {
         let Some(placed) = self.task_mut(key).and_then(|task| task.placed_mut()) else { return };

@@ -10,7 +10,7 @@ use super::{
     explain::Explanation,
     placement::Decision,
     ranges::Elements,
-    types::{Cause, Counts, JobState, NodeState, SandboxLevel, TaskState, Time},
+    types::{Cause, Confined, Counts, JobState, NodeState, TaskState, Time},
 };
 
 /// The effects of a batch of events. Writes go into one transaction; what is said goes out
@@ -150,7 +150,7 @@ pub struct AttemptRow {
     pub key: AttemptKey,
     pub node: NodeId,
     pub boot: BootId,
-    pub sandbox: Option<SandboxLevel>,
+    pub sandbox: Option<Confined>,
     /// The decision that sent it there.
     pub decision: Option<u64>,
     pub assigned_at: Time,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mesh_proto::ids::{AttemptKey, BootId, JobId, JobNumber, NodeId, SessionId, TaskKey};
 
 use super::restore::StoredJob;
-use super::types::{Cause, Coefficients, Requirements, Resources, Retry, SandboxLevel};
+use super::types::{Cause, Coefficients, Confined, Requirements, Resources, Retry, SandboxLevel};
 
 /// Names the caller that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,7 +53,7 @@ pub enum Event {
     AttemptStarted {
         node: NodeId,
         attempt: AttemptKey,
-        sandbox: SandboxLevel,
+        sandbox: Confined,
     },
     AttemptEnded {
         node: NodeId,

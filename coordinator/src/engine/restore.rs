@@ -11,7 +11,7 @@ use super::{
     node::Node,
     ranges::{Attempts, Elements},
     task::{Phase, Placed, Task},
-    types::{JobState, Resources, SandboxLevel, Settings, TaskState, Time},
+    types::{Confined, JobState, Resources, Settings, TaskState, Time},
 };
 
 /// Everything unfinished, as the store has it.
@@ -74,7 +74,7 @@ pub struct StoredPlace {
     pub boot: BootId,
     pub assigned_at: Time,
     pub started_at: Option<Time>,
-    pub sandbox: Option<SandboxLevel>,
+    pub sandbox: Option<Confined>,
     pub decision: Option<u64>,
 }
 

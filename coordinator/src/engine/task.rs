@@ -5,7 +5,7 @@ use mesh_proto::ids::{AttemptKey, BootId, NodeId, TaskKey};
 use super::{
     effect::{AttemptRow, TaskRow},
     event::AttemptEnd,
-    types::{Resources, SandboxLevel, TaskState, Time},
+    types::{Confined, Resources, TaskState, Time},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Placed {
     pub assigned_at: Time,
     /// None until the agent says so.
     pub started_at: Option<Time>,
-    pub sandbox: Option<SandboxLevel>,
+    pub sandbox: Option<Confined>,
     /// The decision that sent it there.
     pub decision: Option<u64>,
     /// Counted among what the node uses; otherwise it waits in the node's short queue.

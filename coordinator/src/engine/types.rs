@@ -6,7 +6,7 @@ use std::{
 };
 
 pub use super::placement::Coefficients;
-pub use mesh_proto::v1::{Cause, JobState, NodeState, SandboxLevel, TaskState};
+pub use mesh_proto::v1::{Cause, JobState, Limits, NodeState, SandboxLevel, TaskState};
 
 /// A moment in milliseconds of database time. The shell reads it from a boot-time clock that
 /// was set by the database once, so that it never jumps; the engine only compares and adds.
@@ -56,6 +56,21 @@ pub struct Requirements {
     pub host_network: bool,
     /// Mounts by name; true: to be written to.
     pub mounts: BTreeMap<String, bool>,
+}
+
+/// How an attempt is confined, in the words of its agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Confined {
+    pub level: SandboxLevel,
+    /// What holds it to its limits; unspecified: nothing does, or an older agent does not say.
+    pub limits: Limits,
+}
+
+impl From<SandboxLevel> for Confined {
+    /// Held to no limits.
+    fn from(level: SandboxLevel) -> Self {
+        Self { level, limits: Limits::Unspecified }
+    }
 }
 
 /// Every state of a task, in the order of [`Counts`] and of the database's enum.

@@ -81,7 +81,8 @@ async fn letter(plans: &Plans, row: Dead) -> DeadLetter {
         started_at_ms: millis(row.task.started_at),
         finished_at_ms: millis(row.task.finished_at),
         message: row.task.message,
-        sandbox: row.task.sandbox.into(),
+        sandbox: row.task.sandbox.level.into(),
+        limits: row.task.sandbox.limits.into(),
         ..TaskInfo::default()
     };
     DeadLetter { task: Some(task), job_name: row.job_name, failures: row.own_failures, losses: row.losses }

@@ -8,7 +8,7 @@ use std::{collections::HashMap, ops::Range};
 use mesh_proto::{
     code::Code,
     ids::{AttemptKey, TaskKey},
-    v1::{Cause, ListTasksRequest, ListTasksResponse, SandboxLevel, TaskInfo, TaskState},
+    v1::{Cause, ListTasksRequest, ListTasksResponse, TaskInfo, TaskState},
 };
 use prost::Message as _;
 use tonic::Status;
@@ -19,6 +19,7 @@ use super::{
     pages::MESSAGE,
 };
 use crate::{
+    engine::types::Confined,
     session::{Plans, Sessions},
     spec::Plan,
     store::{
@@ -169,7 +170,8 @@ impl Lister<'_> {
             finished_at_ms: millis(row.finished_at),
             message: row.message,
             queued_at_ms: 0,
-            sandbox: row.sandbox.into(),
+            sandbox: row.sandbox.level.into(),
+            limits: row.sandbox.limits.into(),
         };
         list.size += info.encoded_len();
         list.found.push(info);
@@ -249,6 +251,6 @@ fn without_row(task: u32, index: u32, state: TaskState) -> TaskRecord {
         message: String::new(),
         started_at: None,
         finished_at: None,
-        sandbox: SandboxLevel::Unspecified,
+        sandbox: Confined::default(),
     }
 }

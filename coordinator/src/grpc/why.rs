@@ -6,8 +6,8 @@ use mesh_proto::{
     ids::{JobNumber, TaskKey},
     state::Named as _,
     v1::{
-        AttemptInfo, Cause, ExplainTaskRequest, ExplainTaskResponse, ListTasksRequest, Page, Placement,
-        RejectionCount, SandboxLevel, TaskInfo, TaskState,
+        AttemptInfo, Cause, ExplainTaskRequest, ExplainTaskResponse, Limits, ListTasksRequest, Page,
+        Placement, RejectionCount, SandboxLevel, TaskInfo, TaskState,
     },
 };
 use tonic::Status;
@@ -148,7 +148,8 @@ fn attempt(attempt: &AttemptHistory) -> AttemptInfo {
         assigned_at_ms: attempt.assigned_at.timestamp_millis(),
         started_at_ms: millis(attempt.started_at),
         ended_at_ms: millis(attempt.ended_at),
-        sandbox: attempt.sandbox.into(),
+        sandbox: attempt.sandbox.level.into(),
+        limits: attempt.sandbox.limits.into(),
     }
 }
 
@@ -221,6 +222,7 @@ fn told(
         TaskState::Cancelled => sentences.push(format!("{name} was cancelled: {}.", job.reason)),
         TaskState::Unspecified => {}
     }
+    sentences.extend(confined(task));
     let ended = history.iter().filter(|attempt| attempt.cause.is_some());
     if task.attempt > 1 || matches!(task.state(), TaskState::Failed | TaskState::Retrying) {
         for attempt in ended.rev().take(5).collect::<Vec<_>>().into_iter().rev() {
@@ -228,6 +230,20 @@ fn told(
         }
     }
     sentences
+}
+
+/// In which sandbox the last attempt runs, or ran, once its agent has said so.
+fn confined(task: &TaskInfo) -> Option<String> {
+    let level = match task.sandbox() {
+        SandboxLevel::Unspecified => return None,
+        level => level.lower(),
+    };
+    let held = match task.limits() {
+        Limits::Unspecified => "",
+        Limits::Rlimit => ", its limits held for each process and for its user (rlimit)",
+        Limits::Cgroup => ", its limits held by control groups (cgroup)",
+    };
+    Some(format!("Its sandbox is {level}{held}."))
 }
 
 /// `3/resize.7`.

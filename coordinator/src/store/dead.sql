@@ -1,5 +1,6 @@
 SELECT j.name AS job_name, d.name, t.task, t.index, t.state::text AS "state!", t.attempt, n.name AS "node?", t.own_failures, t.losses,
-    t.cause::text AS cause, t.exit_code, t.signal, t.message, t.started_at, t.finished_at, a.sandbox AS "sandbox?"
+    t.cause::text AS cause, t.exit_code, t.signal, t.message, t.started_at, t.finished_at, a.sandbox AS "sandbox?",
+    a.limits AS "limits?"
 FROM jobs j
 JOIN task_definitions d ON d.job = j.number AND d.counts[7] > 0
 JOIN tasks t ON t.job = d.job AND t.task = d.task AND t.state = 'failed'

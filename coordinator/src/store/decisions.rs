@@ -5,12 +5,19 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use mesh_proto::{
     ids::TaskKey,
-    v1::{CandidateNode, Cause, Coefficients, Placement, RejectionCount, SandboxLevel},
+    v1::{CandidateNode, Cause, Coefficients, Placement, RejectionCount},
 };
 use prost::Message as _;
 
-use super::{Store, StoreError, clock::stamp, names::optional};
-use crate::engine::placement::{self, Decision};
+use super::{
+    Store, StoreError,
+    clock::stamp,
+    names::{confined, optional},
+};
+use crate::engine::{
+    placement::{self, Decision},
+    types::Confined,
+};
 
 /// Bytes of a node's name that a record keeps.
 const NAME: usize = 24;
@@ -30,7 +37,7 @@ pub struct AttemptHistory {
     pub assigned_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
     pub ended_at: Option<DateTime<Utc>>,
-    pub sandbox: SandboxLevel,
+    pub sandbox: Confined,
     pub decision: Option<Placement>,
 }
 
@@ -113,7 +120,7 @@ impl Store {
     pub async fn history(&self, task: TaskKey) -> Result<Vec<AttemptHistory>, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT a.number, n.name AS "node?", a.cause::text AS cause, a.exit_code, a.signal, a.message,
-                a.assigned_at, a.started_at, a.ended_at, a.sandbox, d.data AS "data?", d.at AS "decided_at?"
+                a.assigned_at, a.started_at, a.ended_at, a.sandbox, a.limits, d.data AS "data?", d.at AS "decided_at?"
                FROM attempts a
                LEFT JOIN nodes n ON n.id = a.node
                LEFT JOIN decisions d ON d.id = a.decision
@@ -149,10 +156,7 @@ impl Store {
                     assigned_at: row.assigned_at,
                     started_at: row.started_at,
                     ended_at: row.ended_at,
-                    sandbox: row
-                        .sandbox
-                        .and_then(|level| SandboxLevel::try_from(i32::from(level)).ok())
-                        .unwrap_or_default(),
+                    sandbox: confined(row.sandbox, row.limits).unwrap_or_default(),
                     decision,
                 })
             })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use mesh_proto::{
     ids::{BootId, JobId, JobNumber, NodeId},
-    v1::{SandboxLevel, TaskSpec, TaskState},
+    v1::{TaskSpec, TaskState},
 };
 use prost::Message as _;
 use sqlx::{Connection as _, PgConnection};
@@ -13,7 +13,7 @@ use sqlx::{Connection as _, PgConnection};
 use super::{
     StoreError,
     clock::unstamp,
-    names::{optional, value},
+    names::{confined, optional, value},
     nodes,
 };
 use crate::{
@@ -252,7 +252,7 @@ async fn load_live(
 ) -> Result<(), StoreError> {
     let rows = sqlx::query!(
         r#"SELECT t.job, t.task, t.index, t.state::text AS "state!", t.attempt, t.own_failures, t.losses,
-            a.node, a.boot_id, a.assigned_at, a.started_at, a.sandbox, a.decision
+            a.node, a.boot_id, a.assigned_at, a.started_at, a.sandbox, a.limits, a.decision
            FROM tasks t
            JOIN attempts a ON (a.job, a.task, a.index, a.number) = (t.job, t.task, t.index, t.attempt)
            WHERE t.job = ANY ($1) AND t.state NOT IN ('completed', 'failed', 'cancelled')
@@ -272,7 +272,7 @@ async fn load_live(
             boot: BootId(row.boot_id),
             assigned_at: unstamp(row.assigned_at),
             started_at: row.started_at.map(unstamp),
-            sandbox: row.sandbox.and_then(|level| SandboxLevel::try_from(i32::from(level)).ok()),
+            sandbox: confined(row.sandbox, row.limits),
             decision: row.decision.map(|id| id as u64),
         });
         definition.live.insert(

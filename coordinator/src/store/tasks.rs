@@ -5,10 +5,11 @@ use chrono::{DateTime, Utc};
 use mesh_proto::{
     ids::JobNumber,
     state::Named as _,
-    v1::{Cause, SandboxLevel, TaskState},
+    v1::{Cause, TaskState},
 };
 
 use super::{Store, StoreError, names::value};
+use crate::engine::types::Confined;
 
 /// A task's row with its current attempt.
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ pub struct TaskRecord {
     pub message: String,
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
-    pub sandbox: SandboxLevel,
+    pub sandbox: Confined,
 }
 
 /// A row of a task with what its current attempt says.
@@ -43,10 +44,7 @@ macro_rules! task_record {
             message: $row.message.unwrap_or_default(),
             started_at: $row.started_at,
             finished_at: $row.finished_at,
-            sandbox: $row
-                .sandbox
-                .and_then(|level| mesh_proto::v1::SandboxLevel::try_from(i32::from(level)).ok())
-                .unwrap_or_default(),
+            sandbox: $crate::store::names::confined($row.sandbox, $row.limits).unwrap_or_default(),
         }
     };
 }
@@ -65,7 +63,8 @@ impl Store {
         let states: Vec<&str> = states.iter().map(|state| state.lower()).collect();
         sqlx::query!(
             r#"SELECT t.task, t.index, t.state::text AS "state!", t.attempt, n.name AS "node?",
-                t.cause::text AS cause, t.exit_code, t.signal, t.message, t.started_at, t.finished_at, a.sandbox AS "sandbox?"
+                t.cause::text AS cause, t.exit_code, t.signal, t.message, t.started_at, t.finished_at, a.sandbox AS "sandbox?",
+                a.limits AS "limits?"
                FROM tasks t
                LEFT JOIN nodes n ON n.id = t.node
                LEFT JOIN attempts a ON (a.job, a.task, a.index, a.number) = (t.job, t.task, t.index, t.attempt)

@@ -97,6 +97,7 @@ pub fn task(task: &v1::TaskInfo) -> Value {
         "started_at": rfc3339(task.started_at_ms),
         "finished_at": rfc3339(task.finished_at_ms),
         "sandbox": level(task.sandbox()),
+        "limits": limits(task.limits()),
     })
 }
 
@@ -126,6 +127,13 @@ fn level(level: v1::SandboxLevel) -> Value {
     match level {
         v1::SandboxLevel::Unspecified => Value::Null,
         v1::SandboxLevel::None | v1::SandboxLevel::Basic | v1::SandboxLevel::Strict => level.lower().into(),
+    }
+}
+
+fn limits(limits: v1::Limits) -> Value {
+    match limits {
+        v1::Limits::Unspecified => Value::Null,
+        v1::Limits::Rlimit | v1::Limits::Cgroup => limits.lower().into(),
     }
 }
 
@@ -248,6 +256,8 @@ pub fn why(answer: &v1::ExplainTaskResponse) -> Value {
             "assigned_at": rfc3339(attempt.assigned_at_ms),
             "started_at": rfc3339(attempt.started_at_ms),
             "ended_at": rfc3339(attempt.ended_at_ms),
+            "sandbox": level(attempt.sandbox()),
+            "limits": limits(attempt.limits()),
         })).collect::<Vec<_>>(),
     })
 }

@@ -43,7 +43,8 @@ fn thumbnails() -> Job {
                 finished_at_ms: 1_762_000_002_900,
                 message: "exited with status 3".into(),
                 queued_at_ms: 1_762_000_000_000,
-                sandbox: v1::SandboxLevel::Basic.into(),
+                sandbox: v1::SandboxLevel::Strict.into(),
+                limits: v1::Limits::Cgroup.into(),
                 ..v1::TaskInfo::default()
             },
             v1::TaskInfo {

@@ -239,7 +239,7 @@ impl Story {
         let node = self.node.record.id;
         let event = match end {
             Some(end) => Event::AttemptEnded { node, attempt, end },
-            None => Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic },
+            None => Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic.into() },
         };
         self.tell(life, event).await
     }

@@ -218,7 +218,9 @@ impl Agent {
                 Some(Event::AttemptEnded { node, attempt, end: Arc::clone(told) })
             }
             _ if work.given_back => Some(Event::AttemptWithdrawn { node, attempt }),
-            _ if work.started => Some(Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic }),
+            _ if work.started => {
+                Some(Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic.into() })
+            }
             _ => None,
         }
     }

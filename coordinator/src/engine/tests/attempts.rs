@@ -111,7 +111,7 @@ fn words_of_another_node_are_stale() {
     let end = Arc::new(ok());
     let said = mesh.step(Event::AttemptEnded { node: node_id(1), attempt, end });
     assert_eq!(acks(said), [(attempt, Ack::Stale, true)]);
-    let sandbox = SandboxLevel::Basic;
+    let sandbox = SandboxLevel::Basic.into();
     let said = mesh.step(Event::AttemptStarted { node: node_id(1), attempt, sandbox });
     assert_eq!(acks(said), [(attempt, Ack::Stale, false)]);
     assert_eq!(mesh.task(attempt.task).state, TaskState::Assigned);

@@ -178,7 +178,8 @@ fn a_start_after_the_cancel_is_still_heard() {
     let number = mesh.submit(job(vec![task("a")]));
     let attempt = mesh.current(key(number, 0, 0));
     mesh.cancel(number).expect("it is assigned");
-    let said = mesh.step(Event::AttemptStarted { node: node_id(0), attempt, sandbox: SandboxLevel::Basic });
+    let said =
+        mesh.step(Event::AttemptStarted { node: node_id(0), attempt, sandbox: SandboxLevel::Basic.into() });
     assert!(said.iter().any(|say| matches!(say, Say::Ack { ack: Ack::Durable, .. })));
     assert_eq!(mesh.job_state(number), JobState::Running);
     mesh.end(attempt, ended(Cause::Cancelled));

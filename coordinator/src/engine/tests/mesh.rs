@@ -312,7 +312,7 @@ impl Mesh {
 
     pub fn start(&mut self, attempt: AttemptKey) -> &[Say] {
         let node = self.store.attempts[&attempt].node;
-        self.step(Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic })
+        self.step(Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic.into() })
     }
 
     pub fn end(&mut self, attempt: AttemptKey, end: AttemptEnd) -> &[Say] {

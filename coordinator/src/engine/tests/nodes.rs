@@ -95,7 +95,7 @@ fn a_start_that_only_the_inventory_tells_is_noted() {
     assert!(!said.is_empty());
     assert_eq!(
         mesh.store.attempts[&attempt].sandbox,
-        Some(crate::engine::types::SandboxLevel::Basic),
+        Some(crate::engine::types::SandboxLevel::Basic.into()),
         "the level comes with the agent's own word"
     );
 }

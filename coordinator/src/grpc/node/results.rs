@@ -12,7 +12,7 @@ use tonic::{Status, Streaming};
 use super::attempt_key;
 use crate::{
     commit::Core,
-    engine::event::Event,
+    engine::{event::Event, types::Confined},
     grpc::convert,
     session::{Sessions, speak_acks},
     spawn::spawn,
@@ -71,7 +71,8 @@ impl ResultTaker {
         let node = self.node;
         let event = match event.event {
             Some(attempt_event::Event::Started(started)) => {
-                Event::AttemptStarted { node, attempt, sandbox: convert::level(started.sandbox) }
+                let sandbox = Confined { level: convert::level(started.sandbox), limits: started.limits() };
+                Event::AttemptStarted { node, attempt, sandbox }
             }
             Some(attempt_event::Event::Progress(progress)) => {
                 self.sessions.set_progress(node, attempt, progress.percent, message(&progress));

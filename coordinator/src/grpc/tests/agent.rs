@@ -111,7 +111,11 @@ impl Results {
 
     pub async fn started(&self, attempt: AttemptKey) {
         let sandbox = v1::SandboxLevel::Basic.into();
-        self.say(attempt, attempt_event::Event::Started(v1::Started { at_ms: 1, sandbox })).await;
+        self.say(
+            attempt,
+            attempt_event::Event::Started(v1::Started { at_ms: 1, sandbox, ..v1::Started::default() }),
+        )
+        .await;
     }
 
     /// The next acknowledgement.

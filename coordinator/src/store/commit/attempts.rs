@@ -6,7 +6,10 @@ use chrono::{DateTime, Utc};
 use mesh_proto::{ids::AttemptKey, state::Named as _};
 use uuid::Uuid;
 
-use crate::{engine::effect::AttemptRow, store::clock::stamp};
+use crate::{
+    engine::{effect::AttemptRow, types::Limits},
+    store::clock::stamp,
+};
 
 #[derive(Default)]
 pub(super) struct Attempts<'a> {
@@ -22,6 +25,7 @@ pub(super) struct Attempts<'a> {
     pub signal: Vec<Option<i32>>,
     pub message: Vec<Option<&'a str>>,
     pub sandbox: Vec<Option<i16>>,
+    pub limits: Vec<Option<i16>>,
     pub assigned_at: Vec<DateTime<Utc>>,
     pub started_at: Vec<Option<DateTime<Utc>>>,
     pub ended_at: Vec<Option<DateTime<Utc>>>,
@@ -54,7 +58,10 @@ impl<'a> Attempts<'a> {
             c.exit_code.push(end.and_then(|end| end.exit_code));
             c.signal.push(end.and_then(|end| end.signal));
             c.message.push(end.map(|end| end.message.as_str()).filter(|text| !text.is_empty()));
-            c.sandbox.push(row.sandbox.map(|level| level as i16));
+            c.sandbox.push(row.sandbox.map(|confined| confined.level as i16));
+            // At other levels than strict nothing holds it.
+            let limits = row.sandbox.map(|confined| confined.limits);
+            c.limits.push(limits.filter(|limits| *limits != Limits::Unspecified).map(|limits| limits as i16));
             c.assigned_at.push(stamp(row.assigned_at));
             c.started_at.push(row.started_at.map(stamp));
             c.ended_at.push(row.ended.as_ref().map(|(at, _)| stamp(*at)));

@@ -211,6 +211,7 @@ async fn write(connection: &mut PgConnection, epoch: i64, rows: Rows) -> Result<
         &a.signal as &[Option<i32>],
         &a.message as &[Option<&str>],
         &a.sandbox as &[Option<i16>],
+        &a.limits as &[Option<i16>],
         &a.assigned_at,
         &a.started_at as &[Option<DateTime<Utc>>],
         &a.ended_at as &[Option<DateTime<Utc>>],

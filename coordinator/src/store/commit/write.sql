@@ -76,20 +76,20 @@ WITH fence AS (
     RETURNING 1
 ), written_attempts AS (
     INSERT INTO attempts AS a (
-        job, task, index, number, state, node, boot_id, cause, exit_code, signal, message, sandbox,
+        job, task, index, number, state, node, boot_id, cause, exit_code, signal, message, sandbox, limits,
         assigned_at, started_at, ended_at, run_ms, cpu_ms, max_rss_bytes, outputs, output_length, output, decision
     )
     SELECT
         n.job, n.task, n.index, n.number, n.state::attempt_state, n.node, n.boot_id, n.cause::end_cause,
-        n.exit_code, n.signal, n.message, n.sandbox, n.assigned_at, n.started_at, n.ended_at, n.run_ms, n.cpu_ms,
+        n.exit_code, n.signal, n.message, n.sandbox, n.limits, n.assigned_at, n.started_at, n.ended_at, n.run_ms, n.cpu_ms,
         n.max_rss_bytes, n.outputs, n.output_length, n.output, n.decision
     FROM fence, UNNEST(
         $48::bigint[], $49::int[], $50::int[], $51::int[], $52::text[], $53::uuid[], $54::uuid[], $55::text[],
-        $56::int[], $57::int[], $58::text[], $59::smallint[], $60::timestamptz[], $61::timestamptz[],
-        $62::timestamptz[], $63::bigint[], $64::bigint[], $65::bigint[], $66::bytea[], $67::bigint[],
-        $68::bytea[], $69::bigint[]
+        $56::int[], $57::int[], $58::text[], $59::smallint[], $60::smallint[], $61::timestamptz[], $62::timestamptz[],
+        $63::timestamptz[], $64::bigint[], $65::bigint[], $66::bigint[], $67::bytea[], $68::bigint[],
+        $69::bytea[], $70::bigint[]
     ) AS n (
-        job, task, index, number, state, node, boot_id, cause, exit_code, signal, message, sandbox,
+        job, task, index, number, state, node, boot_id, cause, exit_code, signal, message, sandbox, limits,
         assigned_at, started_at, ended_at, run_ms, cpu_ms, max_rss_bytes, outputs, output_length, output, decision
     )
     ON CONFLICT (job, task, index, number) DO UPDATE SET
@@ -99,6 +99,7 @@ WITH fence AS (
         signal = excluded.signal,
         message = excluded.message,
         sandbox = excluded.sandbox,
+        limits = excluded.limits,
         started_at = excluded.started_at,
         ended_at = excluded.ended_at,
         run_ms = excluded.run_ms,
@@ -117,14 +118,14 @@ WITH fence AS (
         tags = n.tags,
         facts = COALESCE(n.facts, m.facts),
         registered_at = CASE WHEN n.facts IS NULL THEN m.registered_at ELSE now() END
-    FROM fence, UNNEST($70::uuid[], $71::uuid[], $72::boolean[], $73::boolean[], $74::jsonb[], $75::bytea[])
+    FROM fence, UNNEST($71::uuid[], $72::uuid[], $73::boolean[], $74::boolean[], $75::jsonb[], $76::bytea[])
         AS n (id, boot_id, cordoned, draining, tags, facts)
     WHERE m.id = n.id
     RETURNING 1
 ), new_decisions AS (
     INSERT INTO decisions (id, at, data)
     SELECT n.id, n.at, n.data
-    FROM fence, UNNEST($76::bigint[], $77::timestamptz[], $78::bytea[]) AS n (id, at, data)
+    FROM fence, UNNEST($77::bigint[], $78::timestamptz[], $79::bytea[]) AS n (id, at, data)
     RETURNING 1
 )
 -- Fewer rows than were sent: memory and database disagree, and nothing of it is written.
@@ -133,4 +134,4 @@ WHERE expect_rows('jobs', cardinality($24), (SELECT count(*) FROM changed_jobs))
     AND expect_rows('task definitions', cardinality($31), (SELECT count(*) FROM changed_definitions))
     AND expect_rows('tasks', cardinality($34), (SELECT count(*) FROM written_tasks))
     AND expect_rows('attempts', cardinality($48), (SELECT count(*) FROM written_attempts))
-    AND expect_rows('nodes', cardinality($70), (SELECT count(*) FROM changed_nodes))
+    AND expect_rows('nodes', cardinality($71), (SELECT count(*) FROM changed_nodes))

@@ -12,7 +12,7 @@ use crate::{
     engine::{
         effect::{AttemptRow, TaskRow, Write},
         event::{AttemptEnd, Event, NodeChange, NodeRecord, ReplyId},
-        types::Counts,
+        types::{Confined, Counts, Limits, SandboxLevel},
     },
     store::{StoreError, leader},
     testing::{array, exited, job, new_job, task},
@@ -82,8 +82,9 @@ async fn the_last_row_of_a_key_counts() {
     kit.submit(new_job(job(vec![task("one")]))).await;
     let (_, attempt) = kit.dispatched()[0];
     // Started, ended, its task and job over: several rows of each key in one batch.
+    let sandbox = Confined { level: SandboxLevel::Strict, limits: Limits::Cgroup };
     let events = [
-        Event::AttemptStarted { node: node.id, attempt, sandbox: crate::engine::types::SandboxLevel::Basic },
+        Event::AttemptStarted { node: node.id, attempt, sandbox },
         Event::AttemptEnded { node: node.id, attempt, end: Arc::new(exited(0)) },
     ];
     kit.batch(&events).await;
@@ -91,7 +92,8 @@ async fn the_last_row_of_a_key_counts() {
     assert_eq!(record.state, JobState::Completed);
     let row = &kit.store.task_rows(JobNumber(1), (0, 0), 1, &[], 10).await.unwrap()[0];
     assert_eq!((row.state, row.exit_code, row.cause), (TaskState::Completed, Some(0), Some(Cause::Exit)));
-    assert_eq!(row.sandbox, mesh_proto::v1::SandboxLevel::Basic);
+    assert_eq!(row.sandbox, sandbox);
+    assert_eq!(kit.store.history(attempt.task).await.unwrap()[0].sandbox, sandbox);
 }
 
 #[tokio::test]

@@ -6,7 +6,12 @@ use mesh_proto::v1::TaskState;
 
 use super::Kit;
 use crate::{
-    engine::{Elements, event::Event, tests::restore::difference},
+    engine::{
+        Elements,
+        event::Event,
+        tests::restore::difference,
+        types::{Confined, Limits, SandboxLevel},
+    },
     store::snapshot,
     testing::{array, exited, job, keep_going, needing, new_job, task, trying},
 };
@@ -48,7 +53,7 @@ async fn what_is_read_is_what_was_committed() {
     // One completed, one failed, one running, others assigned or queued.
     kit.end(sent[0], exited(0)).await;
     kit.end(sent[1], exited(3)).await;
-    let sandbox = crate::engine::types::SandboxLevel::Basic;
+    let sandbox = Confined { level: SandboxLevel::Strict, limits: Limits::Rlimit };
     kit.step(Event::AttemptStarted { node: sent[2].0, attempt: sent[2].1, sandbox }).await;
     let again = kit.read_back().await;
     assert_eq!(difference(&kit.engine, &again), None);

@@ -66,7 +66,7 @@ impl Walk {
         let (node, attempt) = self.held[at];
         let end = match self.random.random_range(0..6) {
             0 => {
-                let started = Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic };
+                let started = Event::AttemptStarted { node, attempt, sandbox: SandboxLevel::Basic.into() };
                 self.kit.step(started).await;
                 return self.hear();
             }
