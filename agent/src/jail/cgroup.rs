@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mesh_proto::digest::Digest;
 use rustix::{
     event::EventfdFlags,
     fs::{FlockOperation, flock},
@@ -46,6 +47,15 @@ enum Version {
 struct Hierarchy {
     controllers: Vec<String>,
     dir: PathBuf,
+}
+
+/// What the groups of the jail of this directory are called. By the directory itself, not by its path
+/// alone: in two containers that see one tree of groups, two agents may well have the same path.
+pub fn name(dir: &Path) -> io::Result<String> {
+    let there = fs::metadata(dir)?;
+    let of = format!("{}:{}:", there.dev(), there.ino());
+    let mark = Digest::of(&[of.as_bytes(), dir.as_os_str().as_encoded_bytes()].concat()).to_string();
+    Ok(format!("mesh-{}", &mark[..16]))
 }
 
 impl Groups {
@@ -405,6 +415,19 @@ mod tests {
     fn dirs(cgroup: &str, mountinfo: &str) -> Vec<(String, String)> {
         let found = hierarchies(cgroup, mountinfo);
         found.into_iter().map(|h| (h.controllers.join(","), h.dir.display().to_string())).collect()
+    }
+
+    #[test]
+    fn two_directories_of_one_path_have_groups_of_their_own() {
+        let above = tempfile::tempdir().unwrap();
+        let (jail, aside) = (above.path().join("jail"), above.path().join("aside"));
+        fs::create_dir(&jail).unwrap();
+        let first = name(&jail).unwrap();
+        assert_eq!(name(&jail).unwrap(), first);
+        // Another container's directory of this path.
+        fs::rename(&jail, aside).unwrap();
+        fs::create_dir(&jail).unwrap();
+        assert_ne!(name(&jail).unwrap(), first);
     }
 
     #[test]

@@ -18,14 +18,13 @@ use std::{
 };
 
 use clap::Parser;
-use mesh_proto::digest::Digest;
 use rustix::{
     fs::{FlockOperation, Mode},
     process::{DumpableBehavior, Resource, Rlimit},
 };
 
 use super::{
-    cgroup::Groups,
+    cgroup::{self, Groups},
     cost, log,
     plan::Facts,
     probe::{TREE, probe},
@@ -170,8 +169,7 @@ fn serve(args: &Args, ready: Option<OwnedFd>) -> Result<(), EntryError> {
     if let Some(tasks) = args.cost {
         return cost::print(&dir, &facts, &system, tasks).map_err(io_error("cannot measure"));
     }
-    let mark = Digest::of(dir.as_os_str().as_encoded_bytes()).to_string();
-    let mut groups = Groups::make(&format!("mesh-{}", &mark[..16]));
+    let mut groups = cgroup::name(&dir).and_then(|name| Groups::make(&name));
     let probe =
         probe(&dir, &facts, &system, &mut groups).map_err(io_error("cannot try what this machine can do"))?;
     facts.strongest = probe.strongest;

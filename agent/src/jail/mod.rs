@@ -70,6 +70,7 @@ mod sweep;
 mod sys;
 mod system;
 
+pub use cgroup::name as groups_name;
 pub use client::{Client, ClientError, Events, Options};
 pub use entry::main;
 pub use protocol::{

@@ -7,7 +7,6 @@ use std::{
 };
 
 use agent::jail::{ExitCause, Level, Limits};
-use mesh_proto::digest::Digest;
 
 use super::{
     strict::strict,
@@ -39,9 +38,8 @@ fn helpers(jail: u32) -> Vec<i32> {
 /// The control groups of the slots of this node's jail, in every tree.
 fn groups(node: &Node) -> Vec<PathBuf> {
     let jail = node.dir.path().join("jail").canonicalize().unwrap();
-    let mark = Digest::of(jail.as_os_str().as_encoded_bytes()).to_string();
     let mut found = Vec::new();
-    below(Path::new("/sys/fs/cgroup"), &format!("mesh-{}", &mark[..16]), &mut found);
+    below(Path::new("/sys/fs/cgroup"), &agent::jail::groups_name(&jail).unwrap(), &mut found);
     found
 }
 
