@@ -41,10 +41,7 @@ pub enum EnrollError {
     Token(CertError),
     #[error("cannot join: {0}")]
     Connect(CertError),
-    #[error(
-        "the coordinator refuses the token: {0}. It may be used up, expired, revoked or meant for another node \
-         name; `meshctl token create` makes a new one"
-    )]
+    #[error("the coordinator refuses the token: {0}")]
     Refused(String),
     #[error("the node name `{name}` is refused: {message}; choose another with --name")]
     Name { name: String, message: String },

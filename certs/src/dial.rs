@@ -68,11 +68,27 @@ impl ConnectError {
         }
     }
 
+    /// What to report of two failures: the more telling one, and every address that nobody answers at.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (
+                Self::Unreachable { endpoint, problem },
+                Self::Unreachable { endpoint: another, problem: as_well },
+            ) => Self::Unreachable { endpoint, problem: format!("{problem}; nor at {another}: {as_well}") },
+            (first, other) if other.weight() > first.weight() => other,
+            (first, _) => first,
+        }
+    }
+
     fn of(endpoint: &str, error: &io::Error, after: impl FnOnce(String) -> Self) -> Self {
         let endpoint = endpoint.to_owned();
         match alert::tls_error(error) {
             Some(Error::AlertReceived(alert)) => Self::Rejected { endpoint, reason: alert::refusal(*alert) },
             Some(problem) => Self::Server { endpoint, problem: alert::verdict(problem) },
+            // The library adds a link for programmers.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+                after("the other side ended it without a word".to_owned())
+            }
             None => after(error.to_string()),
         }
     }
@@ -152,9 +168,7 @@ impl Dialer {
                         return Ok(stream);
                     }
                     Err(error) => {
-                        if ConnectError::weight(&error) > worst.weight() {
-                            worst = error;
-                        }
+                        worst = worst.or(error);
                         next_at = Instant::now();
                     }
                 },
@@ -271,5 +285,28 @@ impl AsyncWrite for Dialed {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unreachable(endpoint: &str, problem: &str) -> ConnectError {
+        ConnectError::Unreachable { endpoint: endpoint.to_owned(), problem: problem.to_owned() }
+    }
+
+    #[test]
+    fn every_address_that_nobody_answers_at_is_named_with_its_reason() {
+        let both = unreachable("attic:7443", "no such name").or(unreachable("10.0.0.1:7443", "refused"));
+        assert_eq!(
+            both.to_string(),
+            "cannot reach the coordinator at attic:7443: no such name; nor at 10.0.0.1:7443: refused"
+        );
+        // Who answers and says no tells more.
+        let rejected = ConnectError::Rejected { endpoint: "b:1".to_owned(), reason: "expired".to_owned() };
+        for outcome in [both.clone().or(rejected.clone()), rejected.or(both)] {
+            assert_eq!(outcome.to_string(), "the coordinator at b:1 refused the connection: expired");
+        }
     }
 }

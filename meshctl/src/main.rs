@@ -15,6 +15,7 @@ mod output;
 mod reference;
 mod signals;
 mod upload;
+mod waiting;
 mod watch;
 
 use std::{env, process::ExitCode};

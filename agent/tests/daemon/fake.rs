@@ -535,7 +535,9 @@ impl Enrollment for Fake {
         let (node, life) = self.change(|state| {
             state.joins += 1;
             if request.token_id != self.token.id || !right || state.uses == 0 {
-                return Err(Code::Denied.status("this token is not valid"));
+                return Err(
+                    Code::Denied.status("the token is not valid; make a new one with `meshctl token create`")
+                );
             }
             state.uses -= 1;
             Ok((state.node, state.cert_life))

@@ -100,10 +100,7 @@ impl Enrollment for EnrollmentService {
                 ));
             }
             Admission::NameTaken => {
-                return Err(Code::Conflict.status(format!(
-                    "another node is called {:?}: choose a name with --name",
-                    joining.name
-                )));
+                return Err(Code::Conflict.status(format!("another node is called {:?}", joining.name)));
             }
         };
         let not_after = mesh_certs::not_after(&certificate.clone().into())

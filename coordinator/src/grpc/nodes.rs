@@ -129,7 +129,9 @@ impl NodesService {
     async fn node(&self, name: &str) -> Result<NodeId, Status> {
         self.core.readable()?;
         let id = self.store.node_id(name).await?;
-        id.ok_or_else(|| Code::NotFound.status("there is no such node"))
+        id.ok_or_else(|| {
+            Code::NotFound.status(format!("there is no node {name:?}: `meshctl nodes` lists them"))
+        })
     }
 
     async fn views(&self) -> Result<HashMap<NodeId, NodeView>, Status> {

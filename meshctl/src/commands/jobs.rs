@@ -15,7 +15,7 @@ use crate::{
     output::{self, Out, json as show, progress, table},
     reference::JobId,
     signals::Interrupts,
-    watch,
+    waiting, watch,
 };
 
 /// List jobs, newest first
@@ -126,7 +126,9 @@ pub async fn wait(context: &Context, args: &WaitArgs) -> Result<u8, CliError> {
 /// Waits for one job with its bar.
 pub async fn until_done(client: &Client, out: Out, number: u64) -> Result<v1::Job, CliError> {
     let bar = progress::tasks(out, number);
-    let result = watch::until_done(client, number, |job| progress::show_job(&bar, job)).await;
+    let say = |why: &str| bar.suspend(|| output::note(why));
+    let work = watch::until_done(client, number, |job| progress::show_job(&bar, job));
+    let result = waiting::told_why(client, number, say, work).await;
     bar.finish_and_clear();
     result
 }

@@ -21,7 +21,7 @@ use crate::{
     output::{self, Out, table},
     reference::Selection,
     signals::Interrupts,
-    watch,
+    waiting, watch,
 };
 
 /// Run one command on the mesh: submit, follow, fetch; exits as the command did
@@ -132,7 +132,9 @@ pub async fn run(context: &Context, args: Args) -> Result<u8, CliError> {
     };
     let mut writer = Writer::new(logs::style(out, 1, Descriptors::Own), Descriptors::Own);
     let ended = tokio::select! {
-        ended = logs::until_done(&client, request, &mut writer, |_| {}) => ended,
+        ended = waiting::told_why(
+            &client, number, output::note, logs::until_done(&client, request, &mut writer, |_| {}),
+        ) => ended,
         () = interrupts.next() => return give_up(&client, out, number, &mut interrupts).await,
     };
     let job = match ended {
@@ -230,12 +232,18 @@ async fn how_it_ended(client: &Client, out: Out, job: &v1::Job) -> Result<u8, Cl
     if task.cause() != Cause::Exit {
         // The job's reason only repeats how its task ended, unless somebody cancelled it.
         let why = match task.cause() {
-            Cause::Cancelled if task.message.is_empty() => &job.reason,
+            Cause::Cancelled | Cause::Unspecified if task.message.is_empty() => &job.reason,
             _ => &task.message,
         };
         let why = names::escape(why);
         let colon = if why.is_empty() { "" } else { ": " };
-        output::note(&format!("job {}: {}{colon}{why}", job.number, table::cause(task)));
+        // Nothing ended it: it was cancelled before it began.
+        let how = if task.cause() == Cause::Unspecified {
+            task.state().lower().to_owned()
+        } else {
+            table::cause(task)
+        };
+        output::note(&format!("job {}: {how}{colon}{why}", job.number));
     }
     Ok(status)
 }

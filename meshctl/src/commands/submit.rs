@@ -13,7 +13,7 @@ use crate::{
     output::{self, Out, json as show},
     reference::Selection,
     signals::Interrupts,
-    upload, watch,
+    upload, waiting, watch,
 };
 
 /// Submit a job file; prints the job's number
@@ -72,7 +72,7 @@ pub async fn run(context: &Context, args: Args) -> Result<u8, CliError> {
     let number = submitted.number;
     let ended = async {
         if args.follow {
-            follow(&client, out, number).await
+            waiting::told_why(&client, number, output::note, follow(&client, out, number)).await
         } else {
             jobs::until_done(&client, out, number).await
         }

@@ -64,8 +64,9 @@ async fn create(context: &Context, args: &CreateArgs) -> Result<u8, CliError> {
         .await?;
     context.out.show(|| show::token_created(&token), || token.token.clone())?;
     if !context.out.is_json() {
+        let name = if args.node.is_empty() { String::new() } else { format!(" --name {}", args.node) };
         output::aside(&format!(
-            "valid until {}, {} {}; on the machine that joins:\n  agent run --join {}",
+            "valid until {}, {} {}; on the machine that joins:\n  agent run --join {}{name}",
             time::short(token.expires_at_ms),
             token.uses,
             if token.uses == 1 { "use" } else { "uses" },

@@ -41,6 +41,8 @@ pub struct World {
     /// Answers to give before any other.
     pub refusals: Vec<tonic::Status>,
     pub cancels: Vec<String>,
+    /// No node suits what is asked for.
+    pub unsuited: bool,
     /// What was redriven, as asked.
     pub redrives: Vec<String>,
     /// The keys of redrives, with the numbers of their jobs.

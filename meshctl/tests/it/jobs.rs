@@ -297,3 +297,22 @@ fn a_redrive_whose_answer_was_lost_is_told_again_under_its_key() {
     assert_eq!(fake.json(&keyed)[0]["existed"].as_bool(), Some(true));
     fake.run(&["redrive", "12", "--idempotency-key", ""]).exits(2);
 }
+
+#[test]
+fn who_waits_for_what_no_node_takes_is_told_why_once() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        world.next.state = JobState::Queued;
+        world.unsuited = true;
+    });
+    fake.write("job.yaml", "command: [\"true\"]\n");
+    let mut waiting = fake.spawn(&["submit", "job.yaml", "--wait"]);
+    let said = waiting.stderr_until("meshctl why 1");
+    assert_eq!(
+        said,
+        "meshctl: It waits\\x1b[2J for a node. (`meshctl why 1` says more; the job goes on waiting)\n"
+    );
+    fake.world(|world| world.jobs[0].shown.set_state(JobState::Completed));
+    let outcome = waiting.finish().exits(0);
+    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("1\n", ""));
+}

@@ -93,6 +93,8 @@ fn a_token_stands_alone_on_standard_output() {
     let outcome = fake.run(&["token", "create"]).exits(0);
     assert_eq!(outcome.stdout, "mesh1.secret\n");
     assert!(outcome.stderr.contains("agent run --join mesh1.secret"), "{}", outcome.stderr);
+    let bound = fake.run(&["token", "create", "--node", "attic"]).exits(0);
+    assert!(bound.stderr.contains("agent run --join mesh1.secret --name attic\n"), "{}", bound.stderr);
     let json = fake.json(&["token", "create", "--node", "attic", "--uses", "3", "--ttl", "1h"]);
     assert_eq!(
         json,

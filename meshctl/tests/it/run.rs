@@ -61,6 +61,18 @@ fn it_exits_as_the_command_did(
 }
 
 #[test]
+fn a_command_that_was_cancelled_before_it_began_says_so() {
+    let fake = Fake::start();
+    fake.world(|world| {
+        let task = v1::TaskInfo { state: TaskState::Cancelled.into(), ..v1::TaskInfo::default() };
+        let reason = "not today".to_owned();
+        world.next = Fate { state: JobState::Cancelled, reason, task, ..Fate::default() };
+    });
+    let outcome = fake.run(&["run", "true"]).exits(125);
+    assert_eq!(outcome.stderr, "meshctl: job 1: cancelled: not today\n");
+}
+
+#[test]
 fn every_flag_arrives() {
     let fake = Fake::start();
     fake.world(|world| world.next = completed());

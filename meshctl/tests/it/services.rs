@@ -185,7 +185,7 @@ impl Jobs for Shared {
             sentences: supposed.into_iter().chain(["It waits\u{1b}[2J for a node.".to_owned()]).collect(),
             now: Some(v1::Placement {
                 nodes: 4,
-                suitable: 1,
+                suitable: u32::from(!self.look(|world| world.unsuited)),
                 with_room: 0,
                 rejections: vec![rejection],
                 best: vec![best],

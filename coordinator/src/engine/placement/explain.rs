@@ -12,6 +12,7 @@ use crate::engine::{
 
 /// Nodes that an explanation names.
 pub const BEST: usize = 5;
+const MIB: u64 = 1 << 20;
 
 /// A node and what its score is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -196,7 +197,9 @@ fn sentence(reason: &'static str, wanted: &Requirements, nodes: &[(&Node, Unfit)
             });
             let largest = largest.and_then(|(node, _)| {
                 let total = &node.facts.as_ref()?.total;
-                let has = format!("{} cpu and {}", cores(total.cpu_millis), size(total.memory));
+                // Machines have odd numbers of bytes: whole MiB say enough.
+                let memory = if total.memory < MIB { total.memory } else { total.memory / MIB * MIB };
+                let has = format!("{} cpu and {}", cores(total.cpu_millis), size(memory));
                 Some(format!("; the largest of them, {}, has {has}", node.record.name))
             });
             let asked = &wanted.resources;

@@ -45,7 +45,9 @@ fn a_tag_that_no_node_has_is_named_with_the_nearest_miss() {
 fn a_task_that_is_too_large_is_told_of_the_largest_node() {
     let mut mesh = Mesh::new();
     mesh.join(0, facts(2));
-    mesh.join(1, facts(4));
+    let mut odd = facts(4);
+    odd.total.memory += 4_096;
+    mesh.join(1, odd);
     let large = Requirements {
         resources: Resources { cpu_millis: 8_500, memory: 0, named: BTreeMap::new() },
         ..requirements()
