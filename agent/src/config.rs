@@ -218,6 +218,7 @@ struct File {
     keepalive_interval: Option<String>,
     keepalive_timeout: Option<String>,
     orphan_timeout: Option<String>,
+    transfer_stall: Option<String>,
     output_poll: Option<String>,
     progress_poll: Option<String>,
     max_output: Option<String>,
@@ -263,6 +264,9 @@ pub struct Timings {
     pub keepalive_timeout: Duration,
     /// How long tasks run on while no daemon is there; a running jail keeps what it was started with.
     pub orphan_timeout: Duration,
+    /// How long inputs on their way in and outputs on their way out may stand still while the coordinator
+    /// is there, before the attempt ends with cause `infra`.
+    pub transfer_stall: Duration,
     /// How often spools are looked at for new output.
     pub output_poll: Duration,
     /// How often progress files are looked at.
@@ -396,6 +400,7 @@ impl Config {
                 keepalive_interval: time("keepalive_interval", file.keepalive_interval, 5_000)?,
                 keepalive_timeout: time("keepalive_timeout", file.keepalive_timeout, 5_000)?,
                 orphan_timeout: time("orphan_timeout", file.orphan_timeout, 24 * 3_600_000)?,
+                transfer_stall: time("transfer_stall", file.transfer_stall, 1_800_000)?,
                 output_poll: time("output_poll", file.output_poll, 20)?,
                 progress_poll: time("progress_poll", file.progress_poll, 250)?,
             },

@@ -123,7 +123,7 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         config: config.clone(),
         node_name: identity.node.name.as_str().into(),
         jail: jail.clone(),
-        blobs: Arc::new(Blobs::new(Arc::new(cache), bulk, backoff)),
+        blobs: Arc::new(Blobs::new(Arc::new(cache), bulk, backoff, timings.transfer_stall)),
         records: Records::new(data.path.join("attempts"), machine.boot_id.clone()),
         rpc: rpc.clone(),
         work_root: Arc::new(work_root),

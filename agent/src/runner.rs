@@ -336,6 +336,9 @@ impl Runner<'_> {
             .map_err(|error| staging(format!("input `{}`: {error}", entry.path)))?;
         self.context.blobs.fetch(digest, entry.size).await.map_err(|error| match error {
             BlobError::Disk(_) | BlobError::Stopped => Cut::infra(&error),
+            BlobError::Stalled { .. } => {
+                Cut::End(Box::new(infra(format!("input `{}` could not be fetched: {error}", entry.path))))
+            }
             BlobError::Missing(_) | BlobError::Corrupt(_) | BlobError::Refused(_) => {
                 staging(format!("input `{}`: {error}", entry.path))
             }
@@ -500,7 +503,9 @@ impl Runner<'_> {
             Some(entry) => root.read(&entry.path).map(|(file, _)| file),
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
-        self.context.blobs.upload(&blobs, open).await.map_err(|error| Cut::infra(&error))?;
+        self.context.blobs.upload(&blobs, open).await.map_err(|error| {
+            Cut::End(Box::new(infra(format!("its outputs could not be sent: {}", with_sources(&error)))))
+        })?;
         Ok(entries)
     }
 

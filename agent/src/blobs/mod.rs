@@ -9,6 +9,7 @@
 //! May enter: files by digest. Where they are put in a work directory is `stage.rs`.
 
 mod cache;
+mod stall;
 mod transfer;
 
 pub use cache::Cache;

@@ -1,5 +1,6 @@
 //! Blobs to and from the coordinator. What fails because the coordinator is away is tried again
-//! until it is back; whoever waits can give up by dropping the future.
+//! until it is back; whoever waits can give up by dropping the future. What makes no progress though
+//! the coordinator is there is given up after a time (`stall`).
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -9,8 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use mesh_proto::code::Code;
 use mesh_proto::digest::{Digest, Hasher};
+use mesh_proto::duration::format_duration;
 use mesh_proto::limits;
 use mesh_proto::v1::blobs_client::BlobsClient;
 use mesh_proto::v1::{GetBlobRequest, PutBlobRequest, StatBlobsRequest};
@@ -20,6 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use super::cache::Cache;
+use super::stall::{Stall, Watch};
 use crate::backoff::Backoff;
 
 /// Transfers at a time, each way together.
@@ -40,6 +44,8 @@ pub enum BlobError {
     Refused(String),
     #[error("on this node's disk: {0}")]
     Disk(#[from] io::Error),
+    #[error("no progress in {} with the coordinator there: {why}", format_duration(*.after))]
+    Stalled { after: Duration, why: String },
     #[error("the agent stops")]
     Stopped,
 }
@@ -53,14 +59,17 @@ pub struct Blobs {
     /// One lock for each digest that somebody fetches.
     fetching: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     backoff: Backoff,
+    /// How long nothing may go forward while the coordinator is there.
+    stall: Duration,
 }
 
 impl Blobs {
-    pub fn new(cache: Arc<Cache>, channel: Channel, backoff: Backoff) -> Self {
+    pub fn new(cache: Arc<Cache>, channel: Channel, backoff: Backoff, stall: Duration) -> Self {
         let client = BlobsClient::new(channel)
             .max_decoding_message_size(limits::MAX_MESSAGE)
             .max_encoding_message_size(limits::MAX_MESSAGE);
-        Self { cache, client, permits: Semaphore::new(TRANSFERS), fetching: Mutex::default(), backoff }
+        let permits = Semaphore::new(TRANSFERS);
+        Self { cache, client, permits, fetching: Mutex::default(), backoff, stall }
     }
 
     /// A blob's content, from the cache or fetched into it.
@@ -95,8 +104,16 @@ impl Blobs {
         let mut backoff = self.backoff.clone();
         let mut corrupt = false;
         let mut part = Part::open(&self.cache, digest)?;
+        let mut stall = Stall::new(self.stall);
         loop {
-            match self.receive(digest, size, &mut part).await {
+            let had = part.size;
+            let watch = Watch::new();
+            let received = self.receive(digest, size, &mut part, &watch).await;
+            if part.size > had {
+                // The next try goes on there.
+                stall.reset();
+            }
+            match received {
                 Ok(()) if part.is(digest, size) => {
                     return Ok(self.cache.insert(digest, &self.cache.part(digest), size)?);
                 }
@@ -112,6 +129,7 @@ impl Blobs {
                     Code::NotFound => return Err(BlobError::Missing(digest)),
                     code if passes(code) => {
                         tracing::debug!(%digest, at = part.size, %status, "download interrupted");
+                        stall.after(&status, &watch)?;
                         tokio::time::sleep(backoff.next_wait()).await;
                     }
                     _ => return Err(BlobError::Refused(status.message().to_owned())),
@@ -120,11 +138,18 @@ impl Blobs {
         }
     }
 
-    async fn receive(&self, digest: Digest, size: u64, part: &mut Part) -> Result<(), Failure> {
+    async fn receive(
+        &self,
+        digest: Digest,
+        size: u64,
+        part: &mut Part,
+        watch: &Watch,
+    ) -> Result<(), Failure> {
         let request = GetBlobRequest { digest: digest.to_vec(), offset: part.size };
         let mut stream = patient(self.client.clone().get(request)).await?.into_inner();
         while let Some(piece) = patient(stream.message()).await? {
             part.add(&piece.data).map_err(Failure::Disk)?;
+            watch.progress();
             if part.size > size {
                 break;
             }
@@ -151,7 +176,9 @@ impl Blobs {
     async fn stat(&self, group: &[(Digest, u64)]) -> Result<Vec<Digest>, BlobError> {
         let digests: Vec<Vec<u8>> = group.iter().map(|(digest, _)| digest.to_vec()).collect();
         let mut backoff = self.backoff.clone();
+        let mut stall = Stall::new(self.stall);
         loop {
+            let watch = Watch::new();
             let request = StatBlobsRequest { digests: digests.clone() };
             match patient(self.client.clone().stat(request)).await {
                 Ok(answer) => {
@@ -161,7 +188,7 @@ impl Blobs {
                         .filter_map(|blob| Digest::try_from(&blob.digest[..]).ok())
                         .collect());
                 }
-                Err(failure) => self.wait(failure, &mut backoff).await?,
+                Err(failure) => self.wait(failure, &mut stall, &watch, &mut backoff).await?,
             }
         }
     }
@@ -171,20 +198,36 @@ impl Blobs {
         O: Fn(Digest) -> io::Result<File>,
     {
         let mut backoff = self.backoff.clone();
+        let mut stall = Stall::new(self.stall);
         loop {
-            let request = Request::new(ReceiverStream::new(pieces(open(digest)?, digest, size)));
+            let watch = Watch::new();
+            let taken = watch.clone();
+            let pieces = ReceiverStream::new(pieces(open(digest)?, digest, size));
+            let request = Request::new(pieces.inspect(move |_| taken.progress()));
             // No limit as a whole: the blob may be large. A dead connection shows by its keepalive.
-            match self.client.clone().put(request).await {
+            let mut client = self.client.clone();
+            let sent = tokio::select! {
+                sent = client.put(request) => sent,
+                () = watch.stands_still(stall.left()) => Err(Code::Timeout.status("it takes nothing more")),
+            };
+            match sent {
                 Ok(_) => return Ok(()),
-                Err(status) => self.wait(Failure::Rpc(status), &mut backoff).await?,
+                Err(status) => self.wait(Failure::Rpc(status), &mut stall, &watch, &mut backoff).await?,
             }
         }
     }
 
-    async fn wait(&self, failure: Failure, backoff: &mut Backoff) -> Result<(), BlobError> {
+    async fn wait(
+        &self,
+        failure: Failure,
+        stall: &mut Stall,
+        watch: &Watch,
+        backoff: &mut Backoff,
+    ) -> Result<(), BlobError> {
         match failure {
             Failure::Disk(error) => Err(error.into()),
             Failure::Rpc(status) if passes(Code::of(&status)) => {
+                stall.after(&status, watch)?;
                 tokio::time::sleep(backoff.next_wait()).await;
                 Ok(())
             }

@@ -1,5 +1,7 @@
 //! Content on its way in and out: interrupted, wrong, wanted twice.
 
+use std::time::{Duration, Instant};
+
 use mesh_proto::digest::Digest;
 use mesh_proto::v1::{Cause, FileEntry};
 
@@ -32,6 +34,65 @@ async fn an_interrupted_transfer_goes_on_where_it_was() {
     assert_eq!(fake.state().offsets, [0, 100_000, 200_000, 300_000], "what was here was not fetched again");
     let out = [content.as_slice(), &content].concat();
     assert!(fake.state().blobs[&Digest::of(&out).to_vec()] == out);
+}
+
+/// An agent that lets a transfer stand still for three seconds.
+async fn impatient(fake: &Fake) -> (tempfile::TempDir, Agent) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("agent.toml");
+    std::fs::write(&config, "transfer_stall = \"3s\"\n").unwrap();
+    let agent = Agent::join(fake, &["--config", config.to_str().unwrap()]).await;
+    (dir, agent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outputs_that_stand_still_are_given_up_and_the_slot_serves_on() {
+    let fake = Fake::start();
+    let (_dir, _agent) = impatient(&fake).await;
+    let task = |index, text: &str| {
+        let mut task = script(index, text);
+        task.outputs = vec!["out".into()];
+        task
+    };
+    // Taken by nobody, and refused each time.
+    fake.state().hold_puts = true;
+    fake.assign(task(0, "head -c 9000000 /dev/zero > out")).await;
+    let held = fake.ended(key(0)).await;
+    (fake.state().hold_puts, fake.state().fail_puts) = (false, usize::MAX);
+    fake.assign(task(1, "echo refused > out")).await;
+    let refused = fake.ended(key(1)).await;
+    for (ended, why) in [(held, "it takes nothing more"), (refused, "the blob store failed")] {
+        assert_eq!(ended.cause(), Cause::Infra, "{ended:?}");
+        let said = "its outputs could not be sent: no progress in 3s with the coordinator there: ";
+        assert_eq!(ended.message, format!("{said}{why}"));
+    }
+    fake.state().fail_puts = 0;
+    fake.assign(task(2, "echo taken > out")).await;
+    assert_eq!(fake.ended(key(2)).await.cause(), Cause::Exit);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outputs_are_not_lost_to_a_slow_network_nor_to_a_coordinator_that_is_away() {
+    let fake = Fake::start();
+    let (_dir, _agent) = impatient(&fake).await;
+    // Two dozen pieces, each of which takes a tenth of the bound: some of them wait on the way.
+    fake.state().slow_puts = Some(Duration::from_millis(300));
+    let mut slow = script(0, "head -c 24000000 /dev/zero > out");
+    slow.outputs = vec!["out".into()];
+    let began = Instant::now();
+    fake.assign(slow).await;
+    let ended = fake.ended(key(0)).await;
+    assert_eq!((ended.cause(), ended.outputs[0].size), (Cause::Exit, 24_000_000), "{ended:?}");
+    assert!(began.elapsed() > Duration::from_secs(6), "it was not slow: {:?}", began.elapsed());
+    (fake.state().slow_puts, fake.state().break_puts) = (None, 10);
+    // More tries than fit into the bound.
+    let mut away = script(1, "echo waited > out");
+    away.outputs = vec!["out".into()];
+    let began = Instant::now();
+    fake.assign(away).await;
+    let ended = fake.ended(key(1)).await;
+    assert_eq!((ended.cause(), ended.outputs[0].size), (Cause::Exit, 7), "{ended:?}");
+    assert!(began.elapsed() > Duration::from_secs(3), "it was not away: {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,12 @@ pub struct State {
     pub break_gets: usize,
     /// Break so many Puts off.
     pub break_puts: usize,
+    /// Fail so many Puts, as if the disk did.
+    pub fail_puts: usize,
+    /// How long each message of a Put takes; none: as long as it takes.
+    pub slow_puts: Option<Duration>,
+    /// Take nothing of a Put and never answer.
+    pub hold_puts: bool,
     pub heartbeats: Vec<v1::HeartbeatRequest>,
     pub renewals: usize,
     pub joins: usize,
@@ -96,6 +102,9 @@ impl Fake {
             offsets: vec![],
             break_gets: 0,
             break_puts: 0,
+            fail_puts: 0,
+            slow_puts: None,
+            hold_puts: false,
             heartbeats: vec![],
             renewals: 0,
             joins: 0,
@@ -464,16 +473,26 @@ impl Blobs for Fake {
         let mut stream = request.into_inner();
         let first = stream.message().await?.unwrap();
         let mut content = first.data.to_vec();
-        let cut = self.change(|state| {
-            let cut = state.break_puts > 0;
+        let (cut, fail, slow, hold) = self.change(|state| {
+            let (cut, fail) = (state.break_puts > 0, state.fail_puts > 0);
             state.break_puts = state.break_puts.saturating_sub(1);
-            cut
+            state.fail_puts = state.fail_puts.saturating_sub(usize::from(!cut));
+            (cut, fail, state.slow_puts, state.hold_puts)
         });
         if cut {
             return Err(Code::Unavailable.status("cut"));
         }
+        if fail {
+            return Err(Code::Internal.status("the blob store failed"));
+        }
+        if hold {
+            std::future::pending::<()>().await;
+        }
         while let Some(piece) = stream.message().await? {
             content.extend_from_slice(&piece.data);
+            if let Some(slow) = slow {
+                tokio::time::sleep(slow).await;
+            }
         }
         if first.digest != Digest::of(&content).to_vec() || first.size != content.len() as u64 {
             return Err(Code::Invalid.status("not what was named"));
