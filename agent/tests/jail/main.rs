@@ -7,6 +7,7 @@ mod containment;
 mod endings;
 mod hoards;
 mod lease;
+mod leavings;
 mod output;
 mod programs;
 mod reuse;
