@@ -57,6 +57,10 @@ impl World {
                 self.history.note(self.now, "database slow", "");
                 self.database_slow_until = self.now + lasts;
             }
+            Fault::DatabaseReadOnly { lasts } => {
+                self.history.note(self.now, "database read-only", "");
+                self.database_read_only_until = self.now + lasts;
+            }
             Fault::Cordon { node, drain } => {
                 self.operate(node, if drain { NodeChange::Drain } else { NodeChange::Cordon });
             }
@@ -96,6 +100,7 @@ impl World {
             host.cut_off_until = host.cut_off_until.min(self.now);
         }
         self.database_slow_until = 0;
+        self.database_read_only_until = 0;
         self.database_up(None);
         for node in 0..self.machines.len() {
             for host in 0..self.hosts.len() {

@@ -78,6 +78,12 @@ impl World {
         self.database_down || self.now < self.hosts[host].cut_off_until
     }
 
+    /// Whether this host cannot write to the database: to begin with, it cannot raise seq.
+    #[must_use]
+    pub fn cannot_write(&self, host: usize) -> bool {
+        self.cut_off(host) || self.now < self.database_read_only_until
+    }
+
     /// A coordinator that stands still takes no part until it goes on.
     pub fn freeze(&mut self, host: usize, lasts: Micros) {
         self.history.note(self.now, "coordinator stands still", format_args!("{host}: {} ms", lasts / MS));

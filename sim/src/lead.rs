@@ -63,7 +63,7 @@ impl World {
         if self.core_of(life).is_none() {
             return;
         }
-        if self.cut_off(host) {
+        if self.cannot_write(host) {
             return self.term_failed(life);
         }
         let locked = self.broken != Some(Broken::NoEpochCheck) && self.leader_is_locked();
@@ -143,6 +143,9 @@ impl World {
         if now < ready {
             if core.epoch != epoch {
                 return self.step_down(life);
+            }
+            if self.cannot_write(host) {
+                return self.term_failed(life);
             }
             self.database.seq += 1;
             let seq = self.database.seq;

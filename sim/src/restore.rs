@@ -99,7 +99,7 @@ impl World {
     /// That it halts is written down, under the fence.
     pub fn keep_halt(&mut self, life: u64, epoch: u64, timeline: u64) {
         let fenced = self.database.epoch != epoch || self.timeline != timeline;
-        if self.core_of(life).is_none() || fenced || self.cut_off(self.turn) {
+        if self.core_of(life).is_none() || fenced || self.cannot_write(self.turn) {
             return;
         }
         self.database.seq += 1;
@@ -121,7 +121,7 @@ impl World {
         let asked = self.core().is_some_and(|core| {
             core.leading && core.halted && core.epoch == epoch && core.timeline == self.timeline
         });
-        if !asked || self.leader_is_locked() || !self.holds_lease() || self.cut_off(self.turn) {
+        if !asked || self.leader_is_locked() || !self.holds_lease() || self.cannot_write(self.turn) {
             let wait = self.rng.range(100 * MS, 2 * SECOND);
             return self.after(wait, Happening::Accept);
         }

@@ -128,6 +128,12 @@ impl World {
         if self.broke(tx) {
             return;
         }
+        if self.now < self.database_read_only_until
+            && let Some(Transaction { life, .. }) = self.transactions.remove(&tx)
+        {
+            self.history.note(self.now, "write refused", format_args!("{tx}"));
+            return self.after(1, Happening::Committed { life, tx, answer: TxAnswer::Failed });
+        }
         let (epoch, fenced) = (self.database.epoch, self.broken != Some(Broken::NoEpochCheck));
         let Some(transaction) = self.transactions.get_mut(&tx) else { return };
         if transaction.epoch == epoch || !fenced {

@@ -106,6 +106,10 @@ pub enum Fault {
     DatabaseSlow {
         lasts: Micros,
     },
+    /// It answers, and takes no writes.
+    DatabaseReadOnly {
+        lasts: Micros,
+    },
     Cordon {
         node: usize,
         drain: bool,
@@ -171,6 +175,13 @@ pub fn restore(rng: &mut Rng, healed_at: Micros) -> Option<(Micros, Micros)> {
     let restored = rng.range(5 * SECOND, healed_at);
     let back = rng.skewed(10 * MS, 40 * SECOND);
     rng.chance(200).then(|| (restored.saturating_sub(back), restored))
+}
+
+/// Once or twice, in a fifth of the seeds: the database takes no writes.
+pub fn read_only(rng: &mut Rng, healed_at: Micros) -> Vec<(Micros, Fault)> {
+    let most = if rng.chance(200) { 3 } else { 1 };
+    let fault = |rng: &mut Rng| Fault::DatabaseReadOnly { lasts: rng.skewed(100 * MS, 45 * SECOND) };
+    (1..rng.range(1, most + 1)).map(|_| (rng.range(SECOND, healed_at), fault(rng))).collect()
 }
 
 /// One node and all hosts, one host and all nodes, or one of each.

@@ -88,6 +88,7 @@ pub struct World {
     pub transactions: BTreeMap<u64, Transaction>,
     pub database_down: bool,
     pub database_slow_until: Micros,
+    pub database_read_only_until: Micros,
     pub outage: u64,
     /// How far the database's clock was set.
     pub wall_ms: i64,
@@ -181,6 +182,7 @@ impl World {
             transactions: BTreeMap::new(),
             database_down: false,
             database_slow_until: 0,
+            database_read_only_until: 0,
             outage: 0,
             wall_ms: 0,
             links: (0..machines.len() * plan.hosts.len()).map(|_| Link::default()).collect(),

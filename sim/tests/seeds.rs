@@ -99,6 +99,7 @@ fn promises_hold_7_and_what_can_go_wrong_does() {
         "database down",
         "database goes back in time",
         "dead letters redriven",
+        "database read-only",
         "database slow",
         "lease is over",
         "lock broken",
@@ -120,6 +121,7 @@ fn promises_hold_7_and_what_can_go_wrong_does() {
         "verdict: kill",
         "wall clock jumps",
         "withdrawal asked",
+        "write refused",
     ] {
         assert!(counts.contains_key(what), "never happened: {what}; all: {counts:?}");
     }
