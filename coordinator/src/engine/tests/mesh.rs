@@ -31,7 +31,7 @@ pub struct Mesh {
     pub says: Vec<Say>,
     /// Whether nodes may hold more than they have, because they shrank.
     pub shrunk: bool,
-    sessions: BTreeMap<u32, SessionId>,
+    pub sessions: BTreeMap<u32, SessionId>,
     next: u64,
 }
 

@@ -5,6 +5,7 @@ mod agent;
 mod attempts;
 mod cancel;
 mod dag;
+mod drawn;
 mod explain;
 mod failures;
 mod feed;
