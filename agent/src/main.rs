@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use agent::config::{Cli, Command, ConfigError};
 use agent::identity::IdentityError;
+use agent::jail::ClientError;
 use agent::{daemon, logging};
 use clap::Parser as _;
 
@@ -39,6 +40,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     let _unheard = writeln!(std::io::stderr(), "agent: {error:#}");
     let for_operators = error.chain().any(|cause| {
         cause.is::<ConfigError>()
+            || matches!(cause.downcast_ref(), Some(ClientError::Version { .. }))
             || matches!(
                 cause.downcast_ref(),
                 Some(

@@ -13,3 +13,4 @@ mod output;
 mod process;
 mod session;
 mod strict;
+mod upgrade;
