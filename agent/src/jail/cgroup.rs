@@ -65,6 +65,10 @@ impl Groups {
             &fs::read_to_string("/proc/self/cgroup")?,
             &fs::read_to_string("/proc/self/mountinfo")?,
         );
+        Self::among(&hierarchies, name)
+    }
+
+    fn among(hierarchies: &[Hierarchy], name: &str) -> io::Result<Self> {
         let one = |controller: &str| {
             hierarchies.iter().find(|found| found.controllers.iter().any(|name| name == controller))
         };
@@ -409,69 +413,4 @@ fn changes(file: &Path) -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn dirs(cgroup: &str, mountinfo: &str) -> Vec<(String, String)> {
-        let found = hierarchies(cgroup, mountinfo);
-        found.into_iter().map(|h| (h.controllers.join(","), h.dir.display().to_string())).collect()
-    }
-
-    #[test]
-    fn two_directories_of_one_path_have_groups_of_their_own() {
-        let above = tempfile::tempdir().unwrap();
-        let (jail, aside) = (above.path().join("jail"), above.path().join("aside"));
-        fs::create_dir(&jail).unwrap();
-        let first = name(&jail).unwrap();
-        assert_eq!(name(&jail).unwrap(), first);
-        // Another container's directory of this path.
-        fs::rename(&jail, aside).unwrap();
-        fs::create_dir(&jail).unwrap();
-        assert_ne!(name(&jail).unwrap(), first);
-    }
-
-    #[test]
-    fn what_a_living_jail_holds_is_not_swept_away_however_empty_it_is() {
-        let own = tempfile::tempdir().unwrap();
-        let group = |mark: &str| own.path().join(format!("mesh-{mark}"));
-        let (living, dead) = (group("0123456789abcdef"), group("fedcba9876543210"));
-        let others = own.path().join("mesh-of-another-kind");
-        let held = hold(&living).unwrap();
-        for dir in [living.join("slot-1"), dead.join("slot-1"), others.clone()] {
-            fs::create_dir_all(dir).unwrap();
-        }
-        sweep(own.path());
-        assert!(living.join("slot-1").exists() && others.exists());
-        assert!(!dead.exists(), "what a dead jail left stays");
-        drop(held);
-        sweep(own.path());
-        assert!(!living.exists());
-        // Its next jail makes it anew, also when it is swept away while that one waits for it.
-        hold(&living).unwrap();
-        assert!(living.exists());
-    }
-
-    #[test]
-    fn a_machine_of_version_one_is_read() {
-        let cgroup = "4:memory:/a/b\n2:cpu,cpuacct:/\n0::/\n";
-        let mounts = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
-                      35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:5 - cgroup2 cgroup2 rw\n";
-        let expected = [
-            ("memory", "/sys/fs/cgroup/memory/a/b"),
-            ("cpu,cpuacct", "/sys/fs/cgroup/cpu/"),
-            ("", "/sys/fs/cgroup/unified/"),
-        ];
-        assert_eq!(dirs(cgroup, mounts), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
-    }
-
-    #[test]
-    fn a_machine_of_version_two_and_a_container_on_it_are_read() {
-        let cgroup = "0::/system.slice/mesh-agent.service\n";
-        let mounts = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let service = "/sys/fs/cgroup/system.slice/mesh-agent.service";
-        assert_eq!(dirs(cgroup, mounts), [(String::new(), service.to_owned())]);
-        let inside = "30 23 0:26 /system.slice /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
-        assert_eq!(dirs(cgroup, inside), [(String::new(), "/sys/fs/cgroup/mesh-agent.service".to_owned())]);
-    }
-}
+mod tests;
