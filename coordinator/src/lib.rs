@@ -18,6 +18,7 @@ pub mod postgres;
 pub mod proof;
 pub mod reload;
 mod seal;
+pub mod seen;
 pub mod server;
 pub mod session;
 pub mod spawn;

@@ -200,11 +200,11 @@ impl<O: Outside> CommitLoop<O> {
     async fn went_back(&self, epoch: i64, seq: i64) -> Option<String> {
         let highest = self.standing.went_back()?;
         let reason = format!(
-            "the database went back in time: this coordinator has seen commit {highest}, the database holds {seq}. \
+            "the database went back in time: this coordinator has seen {highest}, the database holds {seq}. \
              Restore the newer database, or go on with this one by `meshctl accept-database`"
         );
         error!(
-            highest,
+            seen = highest,
             seq, "the database went back in time; nothing is dispatched until an operator accepts it"
         );
         // So that it holds over restarts; if this fails, whoever has seen more says it again.

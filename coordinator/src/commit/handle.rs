@@ -64,7 +64,7 @@ pub struct Standing {
     reign: ArcSwap<CancellationToken>,
 }
 
-/// The highest seq that this process has seen in the leader's row, leading or not.
+/// The highest commit that this coordinator has seen in the leader's row, leading or not.
 #[derive(Debug, Default)]
 struct Highest {
     incarnation: Option<Incarnation>,
@@ -149,21 +149,37 @@ impl Standing {
         self.reign.load().as_ref().clone()
     }
 
-    /// Takes note of where the leader's row stands. Within one incarnation `seq` never falls, unless
-    /// the database goes back in time.
-    pub(super) fn saw(&self, incarnation: Incarnation, seq: u64) {
+    /// Takes note of where the leader's row stands, or stood when this coordinator ran last. No later
+    /// incarnation is followed by an earlier one, and within one `seq` never falls, unless the database
+    /// goes back in time.
+    pub fn saw(&self, incarnation: Incarnation, seq: u64) {
         let mut highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
-        if highest.incarnation != Some(incarnation) {
+        if highest.incarnation < Some(incarnation) {
             *highest = Highest { incarnation: Some(incarnation), seq, went_back: false };
         }
-        highest.went_back |= seq < highest.seq;
-        highest.seq = highest.seq.max(seq);
+        let seen = (highest.incarnation, highest.seq);
+        highest.went_back |= (Some(incarnation), seq) < seen;
+        if highest.incarnation == Some(incarnation) {
+            highest.seq = highest.seq.max(seq);
+        }
     }
 
-    /// The highest seq that was seen, if a lower one came after it.
-    pub(super) fn went_back(&self) -> Option<u64> {
+    /// The highest commit that was seen, in words, if a lower one came after it.
+    pub(super) fn went_back(&self) -> Option<String> {
         let highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
-        highest.went_back.then_some(highest.seq)
+        let later = *self.incarnation.borrow() < highest.incarnation;
+        let of = if later { " of a later history" } else { "" };
+        highest.went_back.then(|| format!("commit {}{of}", highest.seq))
+    }
+
+    /// The highest commit that was seen. None while the mesh is halted: what is committed then may be
+    /// of a history that no operator will accept.
+    #[must_use]
+    pub fn highest(&self) -> Option<(Incarnation, u64)> {
+        let halted = self.halted.borrow().is_some();
+        let highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
+        let point = highest.incarnation.map(|incarnation| (incarnation, highest.seq));
+        point.filter(|_| !halted && !highest.went_back)
     }
 
     /// A fence went through that was sent at `sent_ms`.
@@ -408,5 +424,38 @@ impl Core {
     #[must_use]
     pub fn phases(&self) -> watch::Receiver<Phase> {
         self.phase.clone()
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn incarnation(number: u128) -> Incarnation {
+        Incarnation(uuid::Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn a_commit_that_is_behind_what_was_seen_is_noticed_and_an_accepted_history_is_not() {
+        let standing = Standing::new(Prover::new(b"of this test"));
+        assert_eq!(standing.highest(), None);
+        standing.saw(incarnation(5), 10);
+        standing.saw(incarnation(5), 12);
+        assert_eq!((standing.highest(), standing.went_back()), (Some((incarnation(5), 12)), None));
+        standing.begin(incarnation(5), 1);
+        standing.saw(incarnation(5), 11);
+        assert_eq!(standing.went_back().as_deref(), Some("commit 12"));
+        assert_eq!(standing.highest(), None, "what is committed now may be of no account");
+        standing.saw(incarnation(6), 3);
+        assert_eq!((standing.highest(), standing.went_back()), (Some((incarnation(6), 3)), None), "accepted");
+        // A copy from before that was accepted, however long it went on.
+        standing.begin(incarnation(5), 9);
+        standing.saw(incarnation(5), 900);
+        assert_eq!(standing.went_back().as_deref(), Some("commit 3 of a later history"));
+        standing.saw(incarnation(7), 901);
+        standing.halts(Some("an agent has seen more".to_owned()));
+        assert_eq!((standing.highest(), standing.went_back()), (None, None));
+        standing.halts(None);
+        assert_eq!(standing.highest(), Some((incarnation(7), 901)));
     }
 }

@@ -44,6 +44,7 @@ use crate::{
     postgres,
     proof::Prover,
     reload,
+    seen::Seen,
     session::{Hub, Plans, Sessions, Voice},
     spawn::{spawn, spawn_owned},
     store::{Store, StoreError, coordinators::Addresses},
@@ -157,6 +158,10 @@ async fn serve_on(
     }
     let options = commit_options(config, id, addresses.clone(), Prover::new(ca.key_pem().as_bytes()));
     let (commit_loop, core) = CommitLoop::new(store.clone(), options, voice, Arc::clone(&metrics));
+    let seen = Arc::new(Seen::load(data_dir.path(), mesh));
+    if let Some((incarnation, seq)) = seen.point() {
+        core.standing().saw(incarnation, seq);
+    }
     let rooms = Rooms {
         core: core.clone(),
         store: store.clone(),
@@ -200,6 +205,7 @@ async fn serve_on(
     let _directory = (!alone).then(|| spawn_owned("directory", follow::directory(known, core.phases())));
     let hangups = signal(SignalKind::hangup()).map_err(ServeError::Signal)?;
     let _reload = spawn_owned("reload", reload::follow(hangups, config.file.clone(), core.clone()));
+    let _seen = spawn_owned("seen commits", Arc::clone(&seen).follow(core.clone()));
     let mut leading = spawn("commit loop", commit_loop.run(core_stop.clone()));
     let mut phases = core.phases();
     let mut stopping = std::pin::pin!(stopping);
@@ -246,6 +252,7 @@ async fn serve_on(
     {
         warn!(error = &error as &dyn std::error::Error, "the commit loop ended with an error");
     }
+    seen.note(&core).await;
     result
 }
 
