@@ -53,6 +53,10 @@ const MAX_CALLERS: usize = 10_000;
 /// HTTP/2 flow-control windows, of one stream and of a connection, in bytes: a blob's way over
 /// a LAN must not wait for them.
 const WINDOWS: (u32, u32) = (4 * 1024 * 1024, 16 * 1024 * 1024);
+/// On the port for joining, where strangers may send: one call with a short message is all that
+/// anybody needs, and what a connection may keep in memory is bounded by these.
+const JOIN_MESSAGE: u32 = 64 * 1024;
+const JOIN_STREAMS: u32 = 4;
 
 /// Everything that the services share.
 pub(super) struct Rooms {
@@ -150,8 +154,11 @@ pub(super) fn start_edges(
         joins: RateLimiter::new(rate(limits.joins_per_second)),
     };
     let join_router = server(limits)
+        .max_concurrent_streams(limits.max_concurrent_streams.min(JOIN_STREAMS))
+        .initial_stream_window_size(JOIN_MESSAGE)
+        .initial_connection_window_size(JOIN_MESSAGE * JOIN_STREAMS)
         .layer(edge_join)
-        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(64 * 1024));
+        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(JOIN_MESSAGE as usize));
 
     let node = NodeService {
         core: rooms.core.clone(),
