@@ -63,10 +63,9 @@ pub fn probe(
         result.is_ok()
     };
 
-    add("no_new_privs", trial(0, &[Step::NoNewPrivileges], || true), "update the kernel");
     let mut first = Vec::new();
     let mut namespaces = 0;
-    let mut basic = true;
+    let mut basic = add("no_new_privs", trial(0, &[Step::NoNewPrivileges], || true), "update the kernel");
     if root {
         let steps = [Step::ClearGroups, Step::Gid(NOBODY), Step::Uid(NOBODY), Step::DropCapabilities];
         let gone = || rustix::thread::set_thread_uid(rustix::process::Uid::ROOT).is_err();

@@ -1,4 +1,8 @@
-"""Runs a program on a kernel that seems to lack some system calls: `deny.py NUMBER... -- PROGRAM [ARG]...`"""
+"""Runs a program on a kernel that seems to lack some system calls: `deny.py CALL... -- PROGRAM [ARG]...`
+
+CALL is a number; `NUMBER=VALUE` lacks it with this first argument alone, `NUMBER:BITS` with any of these
+bits in it.
+"""
 import ctypes
 import os
 import struct
@@ -6,11 +10,18 @@ import sys
 
 libc = ctypes.CDLL(None, use_errno=True)
 split = sys.argv.index("--")
-numbers, program = [int(word) for word in sys.argv[1:split]], sys.argv[split + 1:]
+calls, program = sys.argv[1:split], sys.argv[split + 1:]
 ENOSYS = 38
+LACKS = (0x06, 0, 0, 0x00050000 | ENOSYS)
 code = [(0x20, 0, 0, 0)]  # the number of the call
-for number in numbers:
-    code += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | ENOSYS)]
+for call in calls:
+    number, by, argument = call.partition("=") if "=" in call else call.partition(":")
+    if not by:
+        code += [(0x15, 0, 1, int(number)), LACKS]
+        continue
+    # Its first argument, the lower half; then the number again for what comes next.
+    test = 0x15 if by == "=" else 0x45
+    code += [(0x15, 0, 4, int(number)), (0x20, 0, 0, 16), (test, 0, 1, int(argument)), LACKS, (0x20, 0, 0, 0)]
 code += [(0x06, 0, 0, 0x7FFF0000)]
 text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *op) for op in code))
 filter = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(text)))

@@ -10,6 +10,7 @@ mod lease;
 mod leavings;
 mod output;
 mod programs;
+mod remedies;
 mod reuse;
 mod rooms;
 mod running;

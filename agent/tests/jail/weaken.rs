@@ -16,15 +16,14 @@ use super::{
 };
 
 /// A shell line that makes the machine poorer and then becomes its arguments.
-fn poorer(node: &Node, kernel_without: &[u32]) -> String {
+pub fn poorer(node: &Node, kernel_without: &[String]) -> String {
     let deny = node.dir.path().join("deny.py");
     fs::write(&deny, include_str!("deny.py")).unwrap();
-    let numbers: Vec<String> = kernel_without.iter().map(u32::to_string).collect();
-    format!("exec /usr/bin/python3 {} {} -- \"$@\"", deny.display(), numbers.join(" "))
+    format!("exec /usr/bin/python3 {} {} -- \"$@\"", deny.display(), kernel_without.join(" "))
 }
 
 /// What `agent check` says there, and whether the node would take tasks.
-fn check(node: &Node, line: &str) -> (String, bool) {
+pub fn check(node: &Node, line: &str) -> (String, bool) {
     let data = tempfile::tempdir().unwrap();
     let agent = Node::options(node.dir.path()).exe.unwrap();
     let output = Command::new("/bin/sh")
@@ -41,7 +40,7 @@ fn check(node: &Node, line: &str) -> (String, bool) {
 }
 
 #[track_caller]
-fn expect(said: &str, layer: &str, remedy: &str, strongest: &str) {
+pub fn expect(said: &str, layer: &str, remedy: &str, strongest: &str) {
     let missing = said.lines().find(|line| line.starts_with(&format!("missing  {layer}: ")));
     let missing = missing.unwrap_or_else(|| panic!("{layer} is not missed: {said}"));
     assert!(missing.contains(remedy), "{missing}");
@@ -63,7 +62,7 @@ fn a_kernel_that_lacks_a_wall_is_found_out() {
             // The second wall alone.
             (LANDLOCK, "landlock", "lsm=", "strict", true),
         ] {
-            let (said, takes) = check(&node, &poorer(&node, &[call]));
+            let (said, takes) = check(&node, &poorer(&node, &[call.to_string()]));
             expect(&said, layer, remedy, strongest);
             assert_eq!(takes, enough, "{said}");
         }
@@ -123,7 +122,7 @@ fn a_jail_refuses_what_its_machine_cannot_do_and_still_does_the_rest() {
             for (call, level) in [(MOUNT_SETATTR, Level::Basic), (LANDLOCK, Level::Strict)] {
                 let poor = node.dir.path().join(format!("poor-{call}"));
                 let agent = Node::options(node.dir.path()).exe.unwrap();
-                let line = poorer(&node, &[call]);
+                let line = poorer(&node, &[call.to_string()]);
                 fs::write(&poor, format!("#!/bin/sh\nset -- {} \"$@\"\n{line}\n", agent.display())).unwrap();
                 fs::set_permissions(&poor, fs::Permissions::from_mode(0o755)).unwrap();
                 node.client.shutdown(false).await.unwrap();
