@@ -2,6 +2,7 @@
 //! runs as whoever runs it and, when that is root, once more as an ordinary user.
 
 mod abuse;
+mod alone;
 mod attacks;
 mod containment;
 mod endings;
