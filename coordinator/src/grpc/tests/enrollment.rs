@@ -98,7 +98,7 @@ async fn a_name_in_use_or_out_of_form_is_told() {
     join(&service, &token, &key(), "amber").await.unwrap();
     let again = join(&service, &token, &key(), "amber").await.unwrap_err();
     assert_eq!(Code::of(&again), Code::Conflict);
-    assert!(again.message().contains("--name"), "{}", again.message());
+    assert!(again.message().contains("another node is called \"amber\""), "{}", again.message());
     let bad = join(&service, &token, &key(), "Amber!").await.unwrap_err();
     assert_eq!(Code::of(&bad), Code::Invalid);
 }
