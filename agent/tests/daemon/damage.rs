@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mesh_proto::v1::{Cause, attempt_event::Event};
 
 use crate::fake::Fake;
-use crate::process::{Agent, key, processes, script, until};
+use crate::process::{Agent, key, levels, processes, script, until};
 
 /// Every file that holds state of attempts or of the session.
 fn state_files(data: &Path) -> Vec<PathBuf> {
@@ -106,4 +106,52 @@ async fn another_boot_means_that_nothing_of_the_last_one_runs() {
     stranger.wait().unwrap();
     fake.assign(script(1, "exit 4")).await;
     assert_eq!(fake.ended(key(1)).await.exit_code, 4);
+}
+
+/// A process with this number, if the machine lets a test choose it.
+fn numbered(pid: i32, mark: &str) -> Option<std::process::Child> {
+    for _ in 0..200 {
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).ok()?;
+        let mut child = std::process::Command::new("sleep").arg(mark).spawn().unwrap();
+        if child.id() == pid.cast_unsigned() {
+            return Some(child);
+        }
+        // Somebody else was faster.
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_has_the_number_of_a_tasks_process_by_now_is_left_alone() {
+    let fake = Fake::start();
+    let mut agent = Agent::join(&fake, &["--slots", "1"]).await;
+    for (index, level) in (0..).zip(levels(&fake)) {
+        let mark = format!("77{index}{}", std::process::id());
+        let mut task = script(index, &format!("sleep {mark}"));
+        task.set_sandbox(level);
+        fake.assign(task).await;
+        fake.started(key(index)).await;
+        agent.kill9().await;
+        let (client, _events) = agent::jail::Client::connect(&agent.data().join("jail")).await.unwrap();
+        let status = client.list().await.unwrap().into_iter().find(|status| status.attempt == key(index));
+        let Some(agent::jail::State::Running(started)) = status.map(|status| status.state) else {
+            panic!("it does not run")
+        };
+        let jail = nix::unistd::Pid::from_raw(client.jail_pid() as i32);
+        nix::sys::signal::kill(jail, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let gone = || processes(&mark).is_empty() && !Path::new(&format!("/proc/{}", started.pid)).exists();
+        until("the end of its tasks", gone).await;
+        let Some(mut stranger) = numbered(started.pid, &mark) else {
+            return mesh_skip::skip("this machine lets no test choose the number of a process");
+        };
+        // The same boot, the same number, even the same command.
+        agent.start(None).await;
+        assert_eq!(fake.ended(key(index)).await.cause(), Cause::Infra);
+        agent.removed(key(index)).await;
+        assert!(stranger.try_wait().unwrap().is_none(), "a stranger's process was taken for a task");
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+    }
 }
