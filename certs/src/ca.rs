@@ -30,7 +30,7 @@ use crate::{
 /// Lifetime of a mesh's CA: ten years.
 const CA_LIFETIME: Duration = Duration::from_hours(3650 * 24);
 /// How far back a certificate begins, so that a machine whose clock is behind accepts it.
-const BACKDATE: Duration = Duration::from_hours(1);
+const BACKDATE: Duration = Duration::from_hours(24);
 /// Longer requests are no requests for one P-256 key.
 const MAX_CSR: usize = 16 * 1024;
 

@@ -165,15 +165,7 @@ impl Drop for Agent {
 }
 
 fn command(name: &str, options: &AgentOptions, data: &Path) -> Command {
-    let agent = binary::path("agent");
-    let mut command = match options.through.split_first() {
-        Some((program, words)) => {
-            let mut command = Command::new(program);
-            command.args(words).arg(agent);
-            command
-        }
-        None => Command::new(agent),
-    };
+    let mut command = binary::through(&options.through, "agent");
     command.arg("run").arg("--data-dir").arg(data).args(["--name", name]);
     command.args(["--slots", &options.slots.to_string()]);
     for (key, value) in &options.tags {

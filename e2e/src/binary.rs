@@ -1,6 +1,6 @@
 //! Where the product's binaries are: beside this test, in the target directory of its profile.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 /// Path of a binary of this workspace. `MESH_BIN_DIR` names another directory to test.
 pub fn path(name: &str) -> PathBuf {
@@ -13,6 +13,14 @@ pub fn path(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A binary of this workspace, by way of a program and its arguments that becomes it, if there is one.
+pub(crate) fn through(way: &[String], name: &str) -> Command {
+    let Some((program, words)) = way.split_first() else { return Command::new(path(name)) };
+    let mut command = Command::new(program);
+    command.args(words).arg(path(name));
+    command
 }
 
 /// `target/debug/deps/test-hash` lies two steps below `target/debug`, a program one.

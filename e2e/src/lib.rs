@@ -10,6 +10,7 @@
 mod agent;
 mod binary;
 mod cli;
+mod clock;
 mod disk;
 mod gate;
 mod http;
@@ -25,6 +26,7 @@ mod witness;
 pub use agent::{Agent, AgentOptions};
 pub use binary::path as program;
 pub use cli::{Outcome, Running, meshctl_alone};
+pub use clock::WallClock;
 pub use disk::{Filler, can_mount};
 pub use gate::Gate;
 pub use http::{Reply, get};

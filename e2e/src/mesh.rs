@@ -1,23 +1,25 @@
 //! A mesh of one test: a coordinator with its own data directory and database, a place for
 //! agents, a credential for `meshctl`, and a temporary directory that holds it all.
 
+mod ask;
+mod hold;
+
+pub use hold::Stopped;
+
 use std::{
-    ffi::OsStr,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::{Command, ExitStatus},
+    sync::atomic::AtomicU32,
     thread,
-    time::Duration,
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    Agent, AgentOptions, Filler, Gate, Job, Outcome, Reply, Running, Second, Witness, agent, binary, disk,
-    http,
+    Agent, AgentOptions, Gate, Second, Witness, binary, disk,
     process::{Process, Signal, kill_marked, tail},
     wait::{self, secs},
     watchman::Watchman,
@@ -45,6 +47,8 @@ pub struct MeshOptions {
     /// The data directory lies on a disk of its own, of so many MiB ([`Mesh::fill_disk`]). It and
     /// what is in it are there for the coordinator's processes alone.
     pub disk: Option<u32>,
+    /// A program and its arguments that becomes the coordinator, in a world that it has changed before.
+    pub through: Vec<String>,
 }
 
 /// A running mesh. Ends with the value, and nothing of it is left.
@@ -189,7 +193,7 @@ impl Mesh {
     pub fn start_coordinator(&mut self) {
         let address = |key: &str| self.ready[key].as_str().unwrap_or("127.0.0.1:0").to_owned();
         let mut command = match self.options.disk {
-            None => Command::new(binary::path("coordinator")),
+            None => binary::through(&self.options.through, "coordinator"),
             Some(size) => disk::on_its_own(size, &self.data_dir(), &binary::path("coordinator")),
         };
         command.arg("serve").arg("--data-dir").arg(self.data_dir());
@@ -221,29 +225,6 @@ impl Mesh {
     /// kill -9 of the coordinator.
     pub fn kill_coordinator(&mut self) {
         self.coordinator.take().expect("the coordinator runs").kill();
-    }
-
-    /// Stops the coordinator's process for a while, as a suspended machine would.
-    pub fn stun(&self, time: Duration) {
-        let process = self.coordinator.as_ref().expect("the coordinator runs");
-        process.signal(Signal::SIGSTOP);
-        let ended = wait::within(time, || (!crate::process::alive(process.pid())).then_some(()));
-        process.signal(Signal::SIGCONT);
-        assert!(ended.is_none(), "the coordinator died while it was stopped");
-    }
-
-    /// Fills the disk of its own to its last block until the value goes.
-    #[track_caller]
-    pub fn fill_disk(&self) -> Filler {
-        Filler::new(self.coordinator_pid(), &self.data_dir())
-    }
-
-    /// Stops every process of the private Postgres until the value goes.
-    pub fn stop_postgres(&self) -> Stopped {
-        let stopped = Stopped(crate::process::marked(&self.data_dir().join("postgres")));
-        assert!(!stopped.0.is_empty(), "the private Postgres runs");
-        stopped.0.iter().for_each(|pid| crate::signal(*pid, Signal::SIGSTOP));
-        stopped
     }
 
     /// SIGTERM to the coordinator, and its exit status.
@@ -286,43 +267,6 @@ impl Mesh {
         PathBuf::from(self.ready["credential"].as_str().expect("the ready line names the credential"))
     }
 
-    /// One statement for the private Postgres, by its superuser.
-    #[track_caller]
-    pub fn sql(&self, statement: &str) {
-        let out = self.psql(statement).output().expect("psql is installed with Postgres");
-        assert!(out.status.success(), "{statement}: {}", String::from_utf8_lossy(&out.stderr));
-    }
-
-    /// `psql` with a statement for the private Postgres, by its superuser.
-    pub fn psql(&self, statement: &str) -> Command {
-        let mut command = match self.options.disk {
-            None => Command::new("psql"),
-            Some(_) => disk::beside(self.coordinator_pid(), "psql"),
-        };
-        command.arg("-h").arg(self.data_dir().join("postgres")).args(["-U", "postgres", "-d", "mesh"]);
-        command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", statement]).stdin(Stdio::null());
-        command.stdout(Stdio::null()).stderr(Stdio::piped());
-        command
-    }
-
-    /// What a query to the private Postgres gives, as text, by its superuser.
-    #[track_caller]
-    pub fn query(&self, query: &str) -> String {
-        let out = self.psql(query).args(["-A", "-t"]).stdout(Stdio::piped()).output().expect("psql runs");
-        assert!(out.status.success(), "{query}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8_lossy(&out.stdout).trim().to_owned()
-    }
-
-    /// GETs from the HTTP port.
-    pub fn http(&self, path: &str) -> Option<Reply> {
-        http::get(self.address("http"), path)
-    }
-
-    /// The figure of a metric's line, zero when it is not there.
-    pub fn figure(&self, line: &str) -> i64 {
-        self.http("/metrics").and_then(|reply| reply.figure(line)).unwrap_or(0)
-    }
-
     /// A witness for this test's tasks.
     pub fn witness(&self) -> Witness {
         Witness::new(self.path("witness"))
@@ -346,110 +290,6 @@ impl Mesh {
         let agent = Agent::start(name, &self.token(&[]), options, self.root.path());
         self.node_becomes(name, "HEALTHY");
         agent
-    }
-
-    /// One call of `agent` on a data directory of this name.
-    pub fn agent_call(&self, name: &str, args: &[&str]) -> Outcome {
-        agent::call(&self.root.path().join("agents").join(name), args)
-    }
-
-    /// One call of `coordinator` on a data directory of its own that ends by itself.
-    pub fn coordinator_call(&self, args: &[&str]) -> Outcome {
-        let mut command = Command::new(binary::path("coordinator"));
-        let (verb, rest) = args.split_first().expect("a subcommand");
-        command.arg(verb).arg("--data-dir").arg(self.path("second-coordinator")).args(rest);
-        Outcome::of(command.env_remove("DATABASE_URL").env("HOME", self.root.path()))
-    }
-
-    /// Prepares `meshctl` with this mesh's credential, to be run in the test's directory.
-    pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(binary::path("meshctl"));
-        command.args(args).current_dir(self.root.path().join("files"));
-        command
-            .env("MESH_CREDENTIAL", self.credential())
-            .env("HOME", self.root.path())
-            .env_remove("XDG_CONFIG_HOME");
-        command
-    }
-
-    /// Runs `meshctl`.
-    pub fn meshctl<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome {
-        Outcome::of(&mut self.command(args))
-    }
-
-    /// Runs `meshctl … -o json` and reads what it prints.
-    #[track_caller]
-    pub fn json(&self, args: &[&str]) -> Value {
-        let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
-        self.meshctl(&args).ok().json()
-    }
-
-    /// Starts `meshctl` and leaves it running.
-    pub fn spawn(&self, args: &[&str]) -> Running {
-        let mut command = self.command(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().expect("start meshctl");
-        Running::new(format!("meshctl {}", args.join(" ")), child)
-    }
-
-    /// Writes a file of the test's own, with its directories; its path.
-    pub fn write(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().expect("a file has a directory")).expect("make directories");
-        fs::write(&path, content).expect("write a file");
-        path
-    }
-
-    /// Writes a job file of its own name beside the test's files; its path.
-    pub fn job_file(&self, text: &str) -> PathBuf {
-        let count = self.files.fetch_add(1, Ordering::Relaxed);
-        self.write(&format!("job-{count}.yaml"), text)
-    }
-
-    /// Submits a job.
-    #[track_caller]
-    pub fn submit(&self, text: &str) -> Job<'_> {
-        self.submit_with(text, &[])
-    }
-
-    /// Submits a job with further arguments.
-    #[track_caller]
-    pub fn submit_with(&self, text: &str, args: &[&str]) -> Job<'_> {
-        let file = self.job_file(text);
-        let path = file.to_str().expect("temporary paths are UTF-8");
-        let args: Vec<&str> = ["submit", path].iter().chain(args).copied().collect();
-        let out = self.meshctl(&args).ok();
-        let number = out.stdout.trim().parse().unwrap_or_else(|_| panic!("no job number from {out}"));
-        Job::new(self, number)
-    }
-
-    /// The job with a number.
-    pub fn job(&self, number: u64) -> Job<'_> {
-        Job::new(self, number)
-    }
-
-    /// A node as `meshctl nodes` shows it.
-    pub fn node(&self, name: &str) -> Option<Value> {
-        let nodes = self.meshctl(&["nodes", "-o", "json"]);
-        // While the coordinator is away there is no answer.
-        let Value::Array(nodes) = serde_json::from_str(&nodes.stdout).ok()? else { return None };
-        nodes.into_iter().find(|node| node["name"] == name)
-    }
-
-    /// Waits until a node is in a state.
-    #[track_caller]
-    pub fn node_becomes(&self, name: &str, state: &str) {
-        let what = format!("node {name} becomes {state}");
-        wait::until(secs(30), &what, || self.node(name).filter(|node| node["state"] == state));
-    }
-}
-
-/// Processes that are stopped. They go on when the value goes.
-pub struct Stopped(std::collections::BTreeSet<u32>);
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|pid| crate::signal(*pid, Signal::SIGCONT));
     }
 }
 
