@@ -6,6 +6,9 @@ use seccompiler::{SeccompAction, SeccompFilter, SeccompRule};
 
 use super::*;
 
+/// A jump of the library's programs; ours have none.
+const ALWAYS: u16 = libc::BPF_JMP as u16;
+
 /// A system call as the filter sees it.
 #[derive(Clone, Copy, Default)]
 struct Call {
@@ -37,8 +40,8 @@ fn run(program: &[sock_filter], call: Call) -> u32 {
         match op.code {
             LOAD => a = u32::from_le_bytes(data[op.k as usize..][..4].try_into().unwrap()),
             AND => a &= op.k,
-            RETURN => return op.k,
             ALWAYS => at += op.k as usize,
+            RETURN => return op.k,
             code => {
                 let met = match code {
                     EQUAL => a == op.k,
