@@ -1,6 +1,9 @@
 //! What level strict costs at the least: the very system calls of a task's plan, made by a worker that
-//! forks and waits and does nothing else. No pipes, no messages, no records; what is left is the kernel's
+//! starts and waits and does nothing else. No pipes, no messages, no records; what is left is the kernel's
 //! share. Layer is added to layer, so that each one's own cost is the difference to the line before.
+//!
+//! Under root a worker is what a standing keeper is; elsewhere it is a helper and forks a keeper for each
+//! task.
 //!
 //! Run by benchmarks as `agent jail --cost TASKS`; no task of anybody's is started here.
 
@@ -55,17 +58,17 @@ enum Layer {
 }
 
 const LAYERS: [(Layer, &str); 11] = [
-    (Layer::Processes, "keeper and process"),
+    (Layer::Processes, "process, and its keeper where that is its own"),
     (Layer::Pid, "pid namespace"),
     (Layer::Names, "ipc, uts and cgroup namespaces"),
-    (Layer::Tree, "copy of the file tree, work directory, /tmp"),
+    (Layer::Tree, "file tree, work directory, /tmp"),
     (Layer::Proc, "/proc"),
     (Layer::Identity, "user namespace, ids, capabilities"),
     (Layer::Limits, "limits of processes"),
     (Layer::Landlock, "Landlock"),
     (Layer::Filter, "seccomp"),
     (Layer::Groups, "in control groups"),
-    (Layer::Anew, "everything anew: network, tree, user namespace"),
+    (Layer::Anew, "everything anew: keeper, network, tree, user namespace"),
 ];
 
 /// The layer that a step belongs to.
@@ -90,6 +93,7 @@ fn layer(step: &Step) -> Layer {
         | Step::Harden { .. }
         | Step::MapOwner { .. }
         | Step::Scratch { .. }
+        | Step::StandingScratch(_)
         | Step::Terminals(_)
         | Step::MakeOpenDir(_)
         | Step::Unseal(_)
@@ -100,7 +104,9 @@ fn layer(step: &Step) -> Layer {
         | Step::Restore(_)
         | Step::Seal(_)
         | Step::Chdir(_) => Layer::Tree,
-        Step::OwnProc => Layer::Proc,
+        Step::OwnProc | Step::StandingProc => Layer::Proc,
+        Step::NumbersAnew => Layer::Pid,
+        Step::OwnGroups | Step::StandingQueues => Layer::Names,
         Step::OwnUser { .. }
         | Step::EnterUser
         | Step::MapIds { .. }
@@ -123,36 +129,50 @@ struct Work {
     ground_namespaces: u64,
     ground: Vec<Step>,
     plan: Plan,
+    /// Whether the worker is the keeper; else it forks one for each task.
+    stands: bool,
+    /// Whether its tree is there, to be tidied up.
+    tree: bool,
+    /// Whether each task has ground of its own.
+    anew: bool,
 }
 
 impl Work {
-    /// The plan with its layers up to `most`, on ground that was made for all of them.
-    fn up_to(most: Layer, whole: &Plan, ground: &[Step], facts: &Facts) -> Self {
-        let apart = Ground::namespaces(facts);
-        let keep = |steps: &[Step]| -> Vec<Step> {
-            steps.iter().filter(|step| layer(step) <= most).cloned().collect()
+    /// The plan with its layers up to `most`, on ground that was made for them.
+    fn up_to(most: Layer, whole: &Plan, on: &Ground, ground: &[Step], facts: &Facts) -> Self {
+        let anew = most == Layer::Anew;
+        // Control groups are made for a slot, never for a task. The network is in every line: it is the
+        // ground's, and making one costs once.
+        let wanted = |step: &&Step| match layer(step) {
+            Layer::Groups if anew => false,
+            Layer::Anew => true,
+            layer => layer <= most,
         };
-        let flags =
-            [(Layer::Pid, sys::NEW_PID), (Layer::Names, sys::NEW_IPC | sys::NEW_UTS | sys::NEW_CGROUP)];
-        let namespaces = flags.iter().filter(|(layer, _)| *layer <= most).map(|(_, flags)| flags).sum();
-        let plan = |namespaces, steps| Plan {
-            namespaces,
-            steps,
+        let keep = |steps: &[Step]| -> Vec<Step> { steps.iter().filter(wanted).cloned().collect() };
+        let flags = [
+            (Layer::Pid, sys::NEW_PID),
+            (Layer::Names, sys::NEW_IPC | sys::NEW_UTS | sys::NEW_CGROUP),
+            (Layer::Tree, sys::NEW_MOUNT),
+        ];
+        let lacks: u64 = flags.iter().filter(|(layer, _)| *layer > most).map(|(_, flags)| flags).sum();
+        let mut ground_namespaces = on.namespaces(facts);
+        if on.stands {
+            ground_namespaces &= !lacks;
+        }
+        // An ordinary user's ground cannot be without its map.
+        let mapped = |step: &&Step| wanted(step) || matches!(step, Step::MapIds { .. });
+        let plan = Plan {
+            namespaces: whole.namespaces & !lacks,
+            // What the jail brings; here from where a keeper sees it.
+            brought: keep(&[Step::Hold(c"/run".into()), Step::Harden { read_only: false }]),
+            steps: keep(&whole.steps),
             programs: whole.programs.clone(),
             argv: whole.argv.clone(),
             env: Vec::new(),
             room: whole.room,
         };
-        if most == Layer::Anew {
-            let first = ground.iter().filter(|step| layer(step) != Layer::Groups).cloned();
-            let steps = first.chain(whole.steps.iter().cloned()).collect();
-            return Self { ground_namespaces: 0, ground: Vec::new(), plan: plan(namespaces | apart, steps) };
-        }
-        // The network is the ground's in every line but the last: making one costs once.
-        let with_network = |step: &&Step| layer(step) <= most || layer(step) == Layer::Anew;
-        let needs_tree = |step: &&Step| with_network(step) || matches!(step, Step::MapIds { .. });
-        let ground = ground.iter().filter(needs_tree).cloned().collect();
-        Self { ground_namespaces: apart, ground, plan: plan(namespaces, keep(&whole.steps)) }
+        let ground = ground.iter().filter(mapped).cloned().collect();
+        Self { ground_namespaces, ground, plan, stands: on.stands, tree: most >= Layer::Tree, anew }
     }
 }
 
@@ -180,7 +200,7 @@ pub fn print(dir: &Path, facts: &Facts, system: &System, tasks: u32) -> io::Resu
         };
         let lists: Vec<PathBuf> = group.as_ref().map(Group::lists).unwrap_or_default();
         let ground = plan::ground(&on, system, &tree, &lists, &facts).map_err(io::Error::other)?;
-        let work = Work::up_to(most, &whole, &ground, &facts);
+        let work = Work::up_to(most, &whole, &on, &ground, &facts);
         let mut line = name.to_owned();
         let taken: io::Result<Vec<[f64; 3]>> =
             WIDTHS.iter().map(|&width| measure(&work, width, tasks / width as u32)).collect();
@@ -205,7 +225,7 @@ fn measure(work: &Work, width: usize, tasks: u32) -> io::Result<[f64; 3]> {
     for _ in 0..width {
         let (read, write) = io::pipe()?;
         // SAFETY: the jail has one thread (checked when it starts).
-        match unsafe { sys::fork_into(work.ground_namespaces) }? {
+        match unsafe { sys::fork_into(if work.anew { 0 } else { work.ground_namespaces }) }? {
             Fork::Parent { pidfd, .. } => workers.push((pidfd, read)),
             Fork::Child => {
                 let mut write = File::from(OwnedFd::from(write));
@@ -242,18 +262,26 @@ fn wait(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
 /// One worker: its ground, one task to warm up, then those that count. The error is for people.
 fn labour(work: &Work, tasks: u32) -> Result<(Duration, Duration), String> {
     let mut hands = Hands::default();
-    for step in &work.ground {
-        carry_out(step, &mut hands).map_err(|errno| format!("{}: {errno}", step.describe()))?;
+    if !work.anew {
+        ready(work, &mut hands)?;
     }
     let (argv, env) = (Pointers::new(&work.plan.argv), Pointers::new(&work.plan.env));
     let mut stack = Vec::with_capacity(STACK);
-    let mut task = Task { plan: &work.plan, argv: &argv, env: &env, hands: &mut hands, first: 0 };
+    let mut task = Task { work, argv: &argv, env: &env, hands: &mut hands, first: 0 };
     one(&mut task, stack.spare_capacity_mut())?;
     let (began, before) = (Instant::now(), processor());
     for _ in 0..tasks {
         one(&mut task, stack.spare_capacity_mut())?;
     }
     Ok((began.elapsed(), processor().saturating_sub(before)))
+}
+
+fn ready(work: &Work, hands: &mut Hands) -> Result<(), String> {
+    Signals::all().block_only();
+    for step in &work.ground {
+        carry_out(step, hands).map_err(|errno| format!("{}: {errno}", step.describe()))?;
+    }
+    Ok(())
 }
 
 /// Of this process and of what it has buried.
@@ -264,66 +292,79 @@ fn processor() -> Duration {
 }
 
 struct Task<'a> {
-    plan: &'a Plan,
+    work: &'a Work,
     argv: &'a Pointers<'a>,
     env: &'a Pointers<'a>,
     hands: &'a mut Hands,
     first: usize,
 }
 
-/// A keeper and its process, to the end of both.
+/// A task, with a keeper of its own where this is none, to the end of all.
 fn one(task: &mut Task<'_>, stack: &mut [MaybeUninit<u128>]) -> Result<(), String> {
+    let work = task.work;
+    if work.stands && !work.anew {
+        serve(task, stack)?;
+        return if work.tree { task.hands.tidy().map_err(|errno| errno.to_string()) } else { Ok(()) };
+    }
+    let namespaces = if work.stands { work.ground_namespaces } else { work.plan.namespaces };
+    // An ordinary user's ground is a user namespace, and made in one.
+    let namespaces = if work.anew { namespaces | work.ground_namespaces } else { namespaces };
     // SAFETY: a worker is a fork of the jail and starts no thread.
-    match unsafe { sys::fork_into(task.plan.namespaces) }.map_err(|errno| errno.to_string())? {
+    match unsafe { sys::fork_into(namespaces) }.map_err(|errno| errno.to_string())? {
         Fork::Parent { pidfd, .. } => match wait(&pidfd) {
             Ok(Some(0)) => Ok(()),
-            Ok(Some(code)) => Err(match task.plan.steps.get((code as usize).wrapping_sub(2)) {
-                Some(step) => format!("{} failed", step.describe()),
-                None => format!("a task of the measurement ended with {code}"),
-            }),
-            Ok(None) => Err("a task of the measurement was killed".to_owned()),
+            Ok(code) => Err(format!("a task of the measurement ended with {code:?}")),
             Err(error) => Err(error.to_string()),
         },
-        Fork::Child => keep(task, stack),
+        Fork::Child => {
+            let ready = if work.anew { ready(work, task.hands) } else { Ok(()) };
+            if let Err(why) = ready.and_then(|()| serve(task, stack)) {
+                log(&why);
+                sys::exit_now(1)
+            }
+            sys::exit_now(0)
+        }
     }
 }
 
-fn keep(task: &mut Task<'_>, stack: &mut [MaybeUninit<u128>]) -> ! {
+/// What a keeper does for one task. The error is for people.
+fn serve(task: &mut Task<'_>, stack: &mut [MaybeUninit<u128>]) -> Result<(), String> {
     Signals::all().block_only();
-    let plan = task.plan;
-    for (number, step) in plan.steps.iter().enumerate() {
-        if *step == Step::Fork {
-            task.first = number + 1;
-            // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds, which is
-            // alive until then because this side waits.
-            let started = unsafe { sys::vfork_with(become_task, stack, std::ptr::from_mut(task).cast()) };
-            let status = started.ok().and_then(|_| {
-                loop {
-                    match sys::reap() {
-                        Ok(Some(dead)) => break Some(dead.status),
-                        Ok(None) => drop(Signals::of(&[libc::SIGCHLD]).wait(None)),
-                        Err(_) => break None,
-                    }
-                }
-            });
-            sys::exit_now(status.map_or(1, sys::code_of))
-        }
-        if carry_out(step, task.hands).is_err() {
-            sys::exit_now(2 + number as i32);
+    let plan = &task.work.plan;
+    let own = plan.steps.iter().position(|step| *step == Step::Fork).unwrap_or_default();
+    let brought = if task.work.stands { &plan.brought[..] } else { &[] };
+    for step in brought.iter().chain(&plan.steps[..own]) {
+        carry_out(step, task.hands).map_err(|errno| format!("{}: {errno}", step.describe()))?;
+    }
+    task.first = own + 1;
+    let namespaces = if task.work.stands { plan.namespaces } else { 0 };
+    // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds, which is
+    // alive until then because this side waits.
+    let started = unsafe { sys::vfork_with(namespaces, become_task, stack, std::ptr::from_mut(task).cast()) };
+    started.map_err(|errno| errno.to_string())?;
+    loop {
+        match sys::reap() {
+            Ok(Some(dead)) if dead.status == 0 => return Ok(()),
+            Ok(Some(dead)) => {
+                let step = task.work.plan.steps.get((sys::code_of(dead.status) as usize).wrapping_sub(2));
+                return Err(step.map_or("a task of the measurement failed", Step::describe).to_owned());
+            }
+            Ok(None) => drop(Signals::of(&[libc::SIGCHLD]).wait(None)),
+            Err(errno) => return Err(errno.to_string()),
         }
     }
-    sys::exit_now(1)
 }
 
 extern "C" fn become_task(task: *mut c_void) -> c_int {
-    // SAFETY: `keep` passes its task and waits until this process has exec'd or exited.
+    // SAFETY: `serve` passes its task and waits until this process has exec'd or exited.
     let task = unsafe { &mut *task.cast::<Task<'_>>() };
-    for (number, step) in task.plan.steps.iter().enumerate().skip(task.first) {
+    let plan = &task.work.plan;
+    for (number, step) in plan.steps.iter().enumerate().skip(task.first) {
         if carry_out(step, task.hands).is_err() {
             sys::exit_now(2 + number as i32);
         }
     }
-    for program in &task.plan.programs {
+    for program in &plan.programs {
         sys::exec(program, task.argv, task.env);
     }
     sys::exit_now(1)

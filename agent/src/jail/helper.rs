@@ -7,10 +7,7 @@
 //! so: nothing of a task is there for the next. While a task runs it looks for what only it may see
 //! (`mapped`).
 
-use std::{
-    fs,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::{
     io::Errno,
@@ -24,6 +21,7 @@ use super::{
     orders::{self, Inbox, Order},
     plan::Step,
     steps::{Hands, carry_out},
+    stood::Traffic,
     sys::{self, Fork, Signals},
 };
 
@@ -108,8 +106,7 @@ fn serve(ground: &[Step], socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> ! {
     }
     // Again: a step may have changed who this is.
     let _armed = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    let own_network = ground.contains(&Step::OwnNetwork);
-    let unused = if own_network { traffic() } else { String::new() };
+    let mut network = ground.contains(&Step::OwnNetwork).then(Traffic::watch);
     let mut stack = Vec::with_capacity(STACK);
     let mut inbox = Inbox::default();
     let mut mapped: Option<Mapped> = None;
@@ -123,9 +120,12 @@ fn serve(ground: &[Step], socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> ! {
         match inbox.next(socket) {
             Some(Order::Clean) => {
                 mapped = None;
-                if own_network && traffic() != unused && carry_out(&Step::OwnNetwork, &mut hands).is_err() {
-                    // The jail makes another slot.
-                    sys::exit_now(1)
+                if network.as_ref().is_some_and(Traffic::seen) {
+                    if carry_out(&Step::OwnNetwork, &mut hands).is_err() {
+                        // The jail makes another slot.
+                        sys::exit_now(1)
+                    }
+                    network = Some(Traffic::watch());
                 }
             }
             Some(Order::Start(plan)) => {
@@ -156,11 +156,4 @@ fn serve(ground: &[Step], socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> ! {
 fn reply(socket: BorrowedFd<'_>, reply: Reply) {
     // Without a jail this process ends anyway.
     let _unheard = rustix::net::send(socket, &reply.encode(), SendFlags::NOSIGNAL);
-}
-
-/// What this network has seen so far, as far as a task could tell.
-fn traffic() -> String {
-    ["dev", "snmp", "snmp6"]
-        .map(|file| fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default())
-        .concat()
 }

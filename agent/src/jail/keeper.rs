@@ -210,7 +210,7 @@ fn keep(
             let mut task = Task { plan, argv, env, hands, first: number + 1, failed: None };
             // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds; it is
             // alive until then because this side waits.
-            let pid = unsafe { sys::vfork_with(become_task, stack, (&raw mut task).cast()) };
+            let pid = unsafe { sys::vfork_with(0, become_task, stack, (&raw mut task).cast()) };
             match pid {
                 Ok(_) if task.failed.is_some() => sys::exit_now(0),
                 Ok(pid) => watch(pid, plan, jail),
@@ -329,7 +329,7 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
             if dead.pid == task {
                 tell(ENDED, dead.status, 0);
                 if !contained {
-                    hunt(|_| {});
+                    hunt(contained, |_| {});
                 }
                 sys::exit_now(0);
             }
@@ -346,7 +346,7 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
         match arrived.signal {
             libc::SIGTERM if from_jail => end_gently(contained),
             // Also the kernel's, when the jail has died.
-            END_NOW if !contained => sweep::signal_descendants(std::process::id() as i32, libc::SIGKILL),
+            END_NOW if !contained => end_now(contained),
             _ => {}
         }
     }
@@ -363,9 +363,18 @@ pub fn end_gently(contained: bool) {
     }
 }
 
+/// SIGKILL to all.
+pub fn end_now(contained: bool) {
+    if contained {
+        sys::signal_everybody(libc::SIGKILL);
+    } else {
+        sweep::signal_descendants(std::process::id() as i32, libc::SIGKILL);
+    }
+}
+
 /// Kills until no child is left and gives each that it buries; whatever a dead one leaves becomes this
 /// process's child.
-pub fn hunt(mut buried: impl FnMut(Dead)) {
+pub fn hunt(contained: bool, mut buried: impl FnMut(Dead)) {
     let child = Signals::of(&[libc::SIGCHLD]);
     loop {
         loop {
@@ -375,7 +384,7 @@ pub fn hunt(mut buried: impl FnMut(Dead)) {
                 Err(_) => return,
             }
         }
-        sweep::signal_descendants(std::process::id() as i32, libc::SIGKILL);
+        end_now(contained);
         child.wait(Some(Duration::from_millis(2)));
     }
 }

@@ -1,5 +1,5 @@
 //! Standing keepers, from the jail's side: one of them, and the stock of those that are free. Each
-//! serves tasks of one user, one at a time, and is replaced when anything about it is odd.
+//! serves tasks of one kind, one at a time, and is replaced when anything about it is odd.
 
 use std::{
     io,
@@ -9,16 +9,21 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags},
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, sockopt::Timeout},
     process::Signal,
+    time::Timespec,
 };
 
 use super::{
+    held::Held,
     keeper::Keeper,
     orders::{self, Order},
-    plan::{self, Facts, Plan, Step},
+    plan::{self, Facts, Ground, Plan, Step},
+    protocol::Bounds,
     standing::{self, News},
+    steps::{Hands, carry_out},
 };
 
 /// Free keepers that are kept.
@@ -26,12 +31,21 @@ const STOCK: usize = 64;
 /// How long a keeper may leave an order unread.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where a keeper stands: what tasks of the same kind have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// Without a sandbox, for the tasks of this user.
+    Open((u32, u32)),
+    /// At level strict, in a slot.
+    Slot(Ground),
+}
+
 /// A standing keeper.
 pub struct Standing {
     pub keeper: Keeper,
     socket: OwnedFd,
-    /// Whose tasks it serves.
-    owner: (u32, u32),
+    seat: Seat,
+    pub held: Held,
     /// Whether the event loop knows it.
     pub watched: bool,
     /// Nothing of a task is alive in it.
@@ -40,21 +54,76 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Has it start a task. The error is for people; it is not to be used again then.
+    /// One that gets ready in this seat by these steps.
+    pub fn make(
+        seat: Seat,
+        facts: &Facts,
+        steps: Rc<[Step]>,
+        held: Held,
+        null: BorrowedFd<'_>,
+    ) -> Result<Self, Errno> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::sockopt::set_socket_timeout(&ours, Timeout::Send, Some(PATIENCE))?;
+        let namespaces = match &seat {
+            Seat::Open(_) => 0,
+            Seat::Slot(ground) => ground.namespaces(facts),
+        };
+        if namespaces != 0 {
+            // Process numbers come as they are here.
+            rustix::net::sockopt::set_socket_passcred(&ours, true)?;
+        }
+        let keeper = standing::fork(namespaces, &steps, theirs.as_fd(), null)?;
+        Ok(Self { keeper, socket: ours, seat, held, watched: false, free: true, steps })
+    }
+
+    /// Has it start a task. The error is for people.
     pub fn start(
         &mut self,
         plan: &Plan,
+        bounds: &Bounds,
         stdout: BorrowedFd<'_>,
         stderr: BorrowedFd<'_>,
     ) -> Result<(), String> {
+        let named = |what: &str, errno: Errno| format!("{what}: {}", io::Error::from(errno));
+        self.held
+            .bound(bounds)
+            .map_err(|error| format!("setting the limits of the control group: {error}"))?;
+        let mut hands = Hands::default();
+        for step in &plan.brought {
+            carry_out(step, &mut hands).map_err(|errno| named(step.describe(), errno))?;
+        }
+        let brought = hands.give_up();
+        let given: Vec<BorrowedFd<'_>> =
+            [stdout, stderr].into_iter().chain(brought.iter().map(OwnedFd::as_fd)).collect();
+        // From here on it is not to be used again when this fails.
         self.free = false;
-        orders::send(self.socket.as_fd(), &Order::Start(plan), &[stdout, stderr])
-            .map_err(|errno| format!("the keeper takes no order: {}", io::Error::from(errno)))
+        orders::send(self.socket.as_fd(), &Order::Start(plan), &given)
+            .map_err(|errno| named("the keeper takes no order", errno))
+    }
+
+    /// Waits until it has told something, or has died.
+    pub fn wait(&self) -> Result<(), Errno> {
+        let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        match rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, Some(&patience)))? {
+            0 => Err(Errno::TIMEDOUT),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends it for good, outside of a stock.
+    pub fn end(self) {
+        let _gone = rustix::process::pidfd_send_signal(&self.keeper.pidfd, Signal::KILL);
+        let _buried = rustix::process::waitid(
+            rustix::process::WaitId::PidFd(self.keeper.pidfd.as_fd()),
+            rustix::process::WaitIdOptions::EXITED,
+        );
     }
 
     /// What it has told since the last time.
     pub fn hear(&mut self) -> Vec<News> {
-        let news = standing::hear(self.socket.as_fd());
+        let news = standing::hear(self.socket.as_fd(), matches!(self.seat, Seat::Slot(_)));
         self.free |= matches!(news.last(), Some(News::Over(_)));
         news
     }
@@ -77,6 +146,8 @@ impl Standing {
 
 /// The stock of standing keepers.
 pub struct Keepers {
+    facts: Facts,
+    /// How one without a sandbox gets ready.
     steps: Rc<[Step]>,
     free: Vec<Standing>,
     /// Killed and not buried yet.
@@ -84,30 +155,32 @@ pub struct Keepers {
 }
 
 impl Keepers {
-    pub fn new(facts: &Facts) -> Self {
-        Self { steps: plan::standing(facts).into(), free: Vec::new(), ending: Vec::new() }
+    pub fn new(facts: Facts) -> Self {
+        Self { steps: plan::standing(&facts).into(), facts, free: Vec::new(), ending: Vec::new() }
     }
 
-    /// A free keeper of this user, or a new one. The error is for people.
-    pub fn take(&mut self, owner: (u32, u32), null: BorrowedFd<'_>) -> Result<Standing, String> {
-        if let Some(place) = self.free.iter().rposition(|standing| standing.owner == owner) {
-            return Ok(self.free.swap_remove(place));
+    /// A free keeper of this seat in which there is room, or a new one; `prepare` says how a new one of a
+    /// slot gets ready. The error is for people.
+    pub fn take(
+        &mut self,
+        seat: Seat,
+        bounds: &Bounds,
+        prepare: impl FnOnce(&Ground) -> Result<(Vec<Step>, Held), String>,
+        null: BorrowedFd<'_>,
+    ) -> Result<Standing, String> {
+        if let Some(place) = self.free.iter().rposition(|standing| standing.seat == seat) {
+            let standing = self.free.swap_remove(place);
+            if standing.held.fits(bounds) {
+                return Ok(standing);
+            }
+            self.retire(standing);
         }
-        let make = || -> Result<Standing, Errno> {
-            let (ours, theirs) =
-                rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-            rustix::net::sockopt::set_socket_timeout(&ours, Timeout::Send, Some(PATIENCE))?;
-            let keeper = standing::fork(&self.steps, theirs.as_fd(), null)?;
-            Ok(Standing {
-                keeper,
-                socket: ours,
-                owner,
-                watched: false,
-                free: true,
-                steps: self.steps.clone(),
-            })
+        let (steps, held) = match &seat {
+            Seat::Open(_) => (self.steps.clone(), Held::by(None)),
+            Seat::Slot(ground) => prepare(ground).map(|(steps, held)| (steps.into(), held))?,
         };
-        make().map_err(|errno| format!("cannot fork: {}", io::Error::from(errno)))
+        Standing::make(seat, &self.facts, steps, held, null)
+            .map_err(|errno| format!("cannot fork: {}", io::Error::from(errno)))
     }
 
     /// Gives one back after its task.
@@ -152,10 +225,7 @@ impl Drop for Keepers {
             self.retire(standing);
         }
         for standing in std::mem::take(&mut self.ending) {
-            let _buried = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(standing.keeper.pidfd.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
-            );
+            standing.end();
         }
     }
 }

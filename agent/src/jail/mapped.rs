@@ -1,8 +1,8 @@
 //! Files that a task has deleted and closed and still holds by mapping them. What one takes on disk is
-//! told to privileged processes alone. Under a root agent the keeper is none any more, having gone into the
-//! slot's user namespace; so there the slot's helper looks, when a task is a second old and then from time to
-//! time, the longer a look takes the less often. Where the agent is no root nobody may ask: the keeper
-//! looks, with all else that it looks at, and a file counts by how much of it is mapped.
+//! told to privileged processes alone, such as a standing keeper, which looks with all else that it looks
+//! at. A keeper of the task's own has gone into the slot's user namespace; so there the slot's helper looks,
+//! when a task is a second old and then from time to time, the longer a look takes the less often. Where the
+//! agent is no root nobody may ask: the keeper looks, and a file counts by how much of it is mapped.
 
 use std::{
     collections::HashMap,

@@ -11,21 +11,22 @@
 //! jail ── keeper ── the task's command ── whatever it starts
 //! ```
 //!
-//! The keeper is a fork of the jail. At level `basic` it is process 1 of a pid namespace:
+//! The keeper is a fork of the jail. In a pid namespace (levels `basic` and `strict`) it is process 1:
 //! when it goes, the kernel ends everything inside, and it goes when the command ends, when
 //! the jail kills it, or when the jail itself dies. At level `none` it is a subreaper and
-//! hunts its descendants down; where tasks have other users than the jail it *stands by* for the next
-//! task of that user. The command is started from the keeper with `vfork`.
+//! hunts its descendants down. The command is started from the keeper with `vfork`.
 //!
-//! At level `strict` the keeper is forked by a slot's *helper*, a fork of the jail that waits on
-//! prepared ground (control groups, network, user namespace, file tree), so that a task gets all
-//! of that for the price of a fork. It is the jail's child all the same.
+//! Where tasks have other users than the jail, which is where that is root, a keeper *stands* for the
+//! next task of its kind: at level `none` for those of a user, at `strict` in a *slot*, on prepared ground
+//! (control groups, namespaces, file tree), so that a task gets all of that for the price of a `vfork`.
+//! Else, and for tasks with mounts, a slot has a *helper*, a fork of the jail that waits on such ground
+//! and forks a keeper for each task; that is the jail's child all the same.
 //!
 //! Where to look: `plan` decides, purely, which steps a request takes on this node, and
 //! `plan/strict` is the whole of level strict as two lists; `steps` carries steps out; `keeper`
 //! goes through a task's and buries it; `standing` and `keepers` are the two sides of one that stays,
-//! `helper` and `slot` those of a slot, `orders` what both are told, `cgroup` a slot's
-//! limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
+//! `helper` and `slot` those of a slot with a helper, `orders` what both are told, `stood` what
+//! they keep for the next task, `held` and `cgroup` a slot's limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
 //! the watch over a work directory, `mapped` over what of it is mapped alone, `rooms` what an attempt has
 //! on disk; `server` is the event loop, `running` one live attempt; `protocol` and `client` are how the daemon speaks to it, `scope` where
 //! systemd puts it; `record` is what is left on
@@ -47,6 +48,7 @@ mod clock;
 mod conn;
 mod cost;
 mod entry;
+mod held;
 mod helper;
 mod keeper;
 mod keepers;
@@ -66,6 +68,7 @@ mod slot;
 mod spool;
 mod standing;
 mod steps;
+mod stood;
 mod sweep;
 mod sys;
 mod system;

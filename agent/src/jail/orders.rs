@@ -25,8 +25,8 @@ use super::{plan::Plan, protocol, sys};
 /// What the jail tells.
 #[derive(Serialize, Deserialize)]
 pub enum Order<P> {
-    /// Start a task; its standard output and standard error come along, and a keeper's control socket
-    /// where the keeper is another process.
+    /// Start a task; its standard output and standard error come along, then a keeper's control socket
+    /// where the keeper is another process, or the mounts that the jail brings.
     Start(P),
     /// A task has ended: be ready for another.
     Clean,

@@ -56,8 +56,10 @@ pub struct Places {
 /// A request made ready.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// Flags of the keeper's namespaces.
+    /// Flags of the keeper's namespaces, or of the task's where the keeper stands.
     pub namespaces: u64,
+    /// What the jail does before the rest, for a standing keeper: that gets what these steps hold.
+    pub brought: Vec<Step>,
     pub steps: Vec<Step>,
     /// What to try to execute, in order.
     #[serde(with = "text::many")]
@@ -78,7 +80,7 @@ pub struct Room {
 }
 
 impl Plan {
-    /// Whether the keeper is process 1 of a pid namespace: its end is everything's end.
+    /// Whether a keeper of the task's own is process 1 of a pid namespace: its end is everything's end.
     pub fn contained(&self) -> bool {
         self.namespaces & sys::NEW_PID != 0
     }
@@ -179,6 +181,7 @@ pub fn plan(request: &StartRequest, places: &Places, facts: &Facts) -> Result<Pl
 
     Ok(Plan {
         namespaces,
+        brought: Vec::new(),
         steps,
         programs: programs(request)?,
         argv: argv(request)?,
@@ -193,13 +196,19 @@ fn alike(facts: &Facts) -> impl Iterator<Item = Step> {
     score.into_iter().chain([Step::Undumpable, Step::Umask(0o022)])
 }
 
-/// Whether `request` is for a standing keeper: it needs no namespace, and its user cannot reach the
-/// keeper, as somebody of the jail's own uid could (limits, priority, processors, signals).
+/// Whether `request` is for a standing keeper: its user cannot reach that, as somebody of the jail's own
+/// uid could (limits, priority, processors, signals), and nothing of what it asks for is its keeper's alone.
 pub fn stands(request: &StartRequest, facts: &Facts) -> bool {
-    request.level == Level::None && facts.uid == 0
+    let alike = match request.level {
+        Level::None => true,
+        // What its keeper covers lies elsewhere for each task.
+        Level::Basic => false,
+        Level::Strict => request.mounts.is_empty() && request.without.is_empty(),
+    };
+    alike && facts.uid == 0
 }
 
-/// What a standing keeper does once, before any task.
+/// What a standing keeper of level none does once, before any task.
 pub fn standing(facts: &Facts) -> Vec<Step> {
     alike(facts).chain([Step::DropBoundingSet, Step::ResetActions]).collect()
 }

@@ -1,24 +1,22 @@
 //! What this machine can do for a task, each layer proved by doing it in a trial process.
-//! Nothing is concluded from versions or settings: those only tell what to advise.
+//! Nothing is concluded from versions or settings: those only tell what to advise. `whole` tries all of
+//! level strict together.
 
-use std::{
-    ffi::CString,
-    fs::{self, File},
-    io,
-    os::fd::AsFd as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{ffi::CString, fs, io, path::Path, time::Duration};
 
 use mesh_proto::ids::{AttemptKey, JobNumber, TaskKey};
 
 use super::{
     cgroup::{Group, Groups},
-    keeper::{self, Stdio, Trial, Word, trial},
-    plan::{self, Facts, Ground, Places, Step, System, landlock_trial},
+    keeper::{Trial, trial},
+    plan::{Facts, Step, System, landlock_trial},
     protocol::{Bounds, Layer, Level, Limits, Mount, Network, Probe, Rlimits, StartRequest},
-    slot, sys,
+    sys,
 };
+
+mod whole;
+
+use whole::everything;
 
 /// The uid and gid that a trial changes to: `nobody` on every Linux.
 const NOBODY: u32 = 65534;
@@ -189,43 +187,6 @@ fn bounded(mut group: Group) -> Result<(), Trial> {
     }
 }
 
-/// What a shell must find inside: itself, room to work, no way to what is outside, no power.
-const INSIDE: &str = r#"
-set -e
-: > file
-: > /tmp/file
-[ $$ -lt 9 ] || exit 10
-[ ! -e "$1" ] || exit 11
-if (: > /usr/mesh-probe) 2>/dev/null; then exit 12; fi
-if (: > /mesh-probe) 2>/dev/null; then exit 13; fi
-while read -r key value rest; do
-    case $key in
-        Uid:) [ "$value" != 0 ] || exit 14 ;;
-        CapPrm: | CapEff: | CapBnd: | CapAmb:) [ "$value" = 0000000000000000 ] || exit 15 ;;
-        NoNewPrivs:) [ "$value" = 1 ] || exit 16 ;;
-        Seccomp:) [ "$value" = 2 ] || exit 17 ;;
-    esac
-done < /proc/self/status
-"#;
-
-/// Runs a shell at level strict. The error is for people.
-fn everything(dir: &Path, facts: &Facts, system: &System, tree: &Path) -> Result<(), String> {
-    let text = |error: io::Error| error.to_string();
-    let (attempt_dir, work_dir) = (dir.join("probe"), dir.join("probe-work"));
-    for dir in [&attempt_dir, &work_dir] {
-        fs::create_dir_all(dir).map_err(text)?;
-    }
-    let request =
-        request(&["/bin/sh", "-c", INSIDE, "sh", &dir.to_string_lossy()], &work_dir, &attempt_dir, facts);
-    std::os::unix::fs::chown(&work_dir, request.uid, request.gid).map_err(text)?;
-    let facts = Facts { strongest: Level::Strict, limits: Limits::Rlimit, ..*facts };
-    let result = shell(&request, &facts, system, tree);
-    for dir in [attempt_dir, work_dir] {
-        fs::remove_dir_all(dir).map_err(text)?;
-    }
-    result
-}
-
 /// A request that nobody made, at level strict.
 pub fn request(argv: &[&str], work_dir: &Path, attempt_dir: &Path, facts: &Facts) -> StartRequest {
     let id = (facts.uid == 0).then_some(NOBODY);
@@ -250,49 +211,6 @@ pub fn request(argv: &[&str], work_dir: &Path, attempt_dir: &Path, facts: &Facts
         without: Vec::new(),
         lease: None,
     }
-}
-
-fn shell(request: &StartRequest, facts: &Facts, system: &System, tree: &Path) -> Result<(), String> {
-    let text = |error: io::Error| error.to_string();
-    let hidden: Vec<PathBuf> = Vec::new();
-    let places =
-        Places { work_dir: request.work_dir.clone(), attempt_dir: request.attempt_dir.clone(), hidden };
-    let plan = plan::plan(request, &places, facts).map_err(|error| error.to_string())?;
-    let ground = Ground::of(request, facts).ok_or("no ground")?;
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(text)?;
-    let said = File::create(request.attempt_dir.join("said")).map_err(text)?;
-    let (ours, theirs) = keeper::control().map_err(|error| text(error.into()))?;
-    let mut slot = slot::make(facts, system, tree, &ground, None, null.as_fd())?;
-    let stdio =
-        Stdio { stdin: null.as_fd(), stdout: said.as_fd(), stderr: said.as_fd(), control: theirs.as_fd() };
-    let started = slot.start(&plan, &Bounds::default(), &stdio);
-    let result = started.and_then(|keeper| {
-        let buried = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(keeper.pidfd.as_fd()),
-            rustix::process::WaitIdOptions::EXITED,
-        );
-        buried.map_err(|error| text(error.into()))?;
-        let mut verdict = Err("its keeper died".to_owned());
-        while let Some(word) = keeper::hear(ours.as_fd()) {
-            verdict = match word {
-                Word::Process(_) | Word::Runs => continue,
-                Word::Ended(0) => Ok(()),
-                Word::Ended(status) => {
-                    let said = fs::read_to_string(request.attempt_dir.join("said")).unwrap_or_default();
-                    Err(format!("status {}, saying {:?}", sys::code_of(status), said.trim()))
-                }
-                Word::StepFailed { step, errno } => {
-                    let what = plan.steps.get(step).map_or("setting it up", Step::describe);
-                    Err(format!("{what}: {}", io::Error::from(errno)))
-                }
-                Word::NoExec(errno) => Err(format!("/bin/sh: {}", io::Error::from(errno))),
-                Word::TooMuch { .. } => Err("its directory is full".to_owned()),
-            };
-        }
-        verdict
-    });
-    slot.end();
-    result
 }
 
 /// Makes ready to mount a directory into a task's tree, as its plan would. The error is for people.

@@ -98,6 +98,8 @@ pub enum Wall {
     Limits,
     /// The bound of the work directory.
     Disk,
+    /// No wall: a keeper that stands, for the tests of what has one of its own.
+    Standing,
 }
 
 /// Limits of the task's processes; each is lowered to what the jail itself may set.

@@ -18,6 +18,7 @@ use rustix::{
 
 use super::{
     clock,
+    held::Held,
     keeper::Keeper,
     keepers::Standing,
     log,
@@ -174,10 +175,10 @@ impl Running {
         }
     }
 
-    fn slot_mut(&mut self) -> Option<&mut Slot> {
+    fn held_mut(&mut self) -> Option<&mut Held> {
         match &mut self.kept {
-            Kept::Own { slot, .. } => slot.as_mut(),
-            Kept::Standing(_) => None,
+            Kept::Own { slot, .. } => slot.as_mut().map(|slot| &mut slot.held),
+            Kept::Standing(standing) => Some(&mut standing.held),
         }
     }
 
@@ -188,7 +189,7 @@ impl Running {
 
     /// That helper is dead; the attempt is not.
     pub fn lose_helper(&mut self) {
-        if let Some(slot) = self.slot_mut() {
+        if let Kept::Own { slot: Some(slot), .. } = &mut self.kept {
             slot.lose();
         }
     }
@@ -204,22 +205,24 @@ impl Running {
     /// The slot's group has something to say: memory has run out, and whoever of the task the
     /// kernel has not killed goes too.
     pub fn out_of_memory(&mut self) {
-        if self.slot_mut().is_some_and(Slot::take_event) {
+        if self.held_mut().is_some_and(Held::take_event) {
             self.end(&Reason::OutOfMemory, Duration::ZERO);
         }
     }
 
     /// Its descriptors, for the event loop.
     pub fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
-        let control = match &self.kept {
-            Kept::Own { control, .. } => Some((Source::Control, control.as_fd())),
-            Kept::Standing(_) => None,
+        let (control, held) = match &self.kept {
+            Kept::Own { control, slot, .. } => {
+                (Some((Source::Control, control.as_fd())), slot.as_ref().map(|slot| &slot.held))
+            }
+            Kept::Standing(standing) => (None, Some(&standing.held)),
         };
         [
             control,
             self.stdout.as_ref().map(|fd| (Source::Stdout, fd.as_fd())),
             self.stderr.as_ref().map(|fd| (Source::Stderr, fd.as_fd())),
-            self.slot().and_then(Slot::event).map(|fd| (Source::Memory, fd)),
+            held.and_then(Held::event).map(|fd| (Source::Memory, fd)),
         ]
         .into_iter()
         .flatten()
@@ -311,7 +314,7 @@ impl Running {
         }
         // A task that lost a process to the memory killer and yet succeeded has coped with it.
         let succeeded = matches!(self.verdict, Some(Verdict::Ended(0)));
-        if self.ending.is_none() && !succeeded && self.slot_mut().is_some_and(Slot::was_killed_into) {
+        if self.ending.is_none() && !succeeded && self.held_mut().is_some_and(Held::was_killed_into) {
             return ExitCause::OutOfMemory;
         }
         if let Some(ending) = &self.ending {

@@ -116,7 +116,7 @@ impl Server {
         epoll::add(&epoll, &signals, EventData::new_u64(SIGNALS), EventFlags::IN)?;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
         let now = clock::boot();
-        let keepers = Keepers::new(&options.facts);
+        let keepers = Keepers::new(options.facts);
         let rooms = Rooms::new(options.facts.nofile);
         Ok(Self {
             options,

@@ -1,5 +1,5 @@
-//! Slots, from the jail's side: a helper on prepared ground, its control groups, and the stock of
-//! those that are free. A slot serves one task at a time and is replaced when a task has left
+//! Slots with a helper, from the jail's side: that helper on prepared ground, its control groups, and the
+//! stock of those that are free. A slot serves one task at a time and is replaced when a task has left
 //! something in it.
 
 use std::{
@@ -16,7 +16,8 @@ use rustix::{
 };
 
 use super::{
-    cgroup::{Group, Groups},
+    cgroup::Groups,
+    held::Held,
     helper::{self, Reply},
     keeper::{Keeper, Stdio},
     log,
@@ -37,8 +38,7 @@ pub struct Slot {
     socket: OwnedFd,
     ground: Ground,
     steps: Vec<Step>,
-    group: Option<Group>,
-    kills: u64,
+    pub held: Held,
     /// Not to be used again.
     spent: bool,
     /// Its helper is dead and buried.
@@ -50,12 +50,9 @@ impl Slot {
     pub fn start(&mut self, plan: &Plan, bounds: &Bounds, stdio: &Stdio<'_>) -> Result<Keeper, String> {
         // Made for this task's mounts, the directories would tell the next one of them.
         self.spent |= plan.steps.iter().any(|step| matches!(step, Step::Unseal(_)));
-        if let Some(group) = &mut self.group {
-            self.kills = group.kills();
-            if let Err(error) = group.bound(bounds) {
-                self.spent = true;
-                return Err(format!("setting the limits of the control group: {error}"));
-            }
+        if let Err(error) = self.held.bound(bounds) {
+            self.spent = true;
+            return Err(format!("setting the limits of the control group: {error}"));
         }
         let sent = orders::send(
             self.socket.as_fd(),
@@ -95,23 +92,6 @@ impl Slot {
         }
     }
 
-    /// Becomes readable when the task's memory has run out.
-    pub fn event(&self) -> Option<BorrowedFd<'_>> {
-        self.group.as_ref().map(Group::event)
-    }
-
-    /// Takes that; tells whether it has.
-    pub fn take_event(&mut self) -> bool {
-        let kills = self.kills;
-        self.group.as_mut().is_some_and(|group| group.take_event(kills))
-    }
-
-    /// Whether the memory killer has taken a process of the task that was started last.
-    pub fn was_killed_into(&mut self) -> bool {
-        let kills = self.kills;
-        self.group.as_mut().is_some_and(|group| group.kills() > kills)
-    }
-
     /// Its helper is dead and buried.
     pub fn lose(&mut self) {
         self.lost = true;
@@ -143,18 +123,30 @@ impl Slots {
     pub fn take(&mut self, ground: &Ground, bounds: &Bounds, null: BorrowedFd<'_>) -> Result<Slot, String> {
         if let Some(place) = self.free.iter().rposition(|slot| slot.ground == *ground) {
             let slot = self.free.swap_remove(place);
-            if slot.group.as_ref().is_none_or(|group| group.fits(bounds)) {
+            if slot.held.fits(bounds) {
                 return Ok(slot);
             }
             self.retire(slot);
         }
+        let held = self.hold(ground)?;
+        make(&self.facts, &self.system, &self.base, ground, held, null)
+    }
+
+    /// What a standing keeper takes to sit on this ground: the steps and its hold. The error is for people.
+    pub fn prepare(&mut self, ground: &Ground) -> Result<(Vec<Step>, Held), String> {
+        let held = self.hold(ground)?;
+        let steps = plan::ground(ground, &self.system, &self.base, &held.lists(), &self.facts);
+        Ok((steps.map_err(|error| error.to_string())?, held))
+    }
+
+    fn hold(&mut self, ground: &Ground) -> Result<Held, String> {
         let group = match &mut self.groups {
             Some(groups) if ground.groups => {
                 Some(groups.slot().map_err(|error| format!("making a control group: {error}"))?)
             }
             Some(_) | None => None,
         };
-        make(&self.facts, &self.system, &self.base, ground, group, null)
+        Ok(Held::by(group))
     }
 
     /// Gives a slot back after its task has ended, to the last process.
@@ -163,7 +155,7 @@ impl Slots {
             // Nobody is left to wait for: with the slot its control groups go, now.
             return;
         }
-        let clean = slot.group.as_ref().is_none_or(|group| group.is_clean(slot.pid));
+        let clean = slot.held.is_clean(slot.pid);
         if slot.spent
             || !clean
             || self.free.len() >= STOCK
@@ -215,27 +207,17 @@ pub fn make(
     system: &System,
     base: &Path,
     ground: &Ground,
-    group: Option<Group>,
+    held: Held,
     null: BorrowedFd<'_>,
 ) -> Result<Slot, String> {
-    let lists = group.as_ref().map(Group::lists).unwrap_or_default();
-    let steps = plan::ground(ground, system, base, &lists, facts).map_err(|error| error.to_string())?;
+    let steps =
+        plan::ground(ground, system, base, &held.lists(), facts).map_err(|error| error.to_string())?;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| format!("cannot make a socket: {}", io::Error::from(error)))?;
-    let (pid, pidfd) = helper::fork(Ground::namespaces(facts), &steps, theirs.as_fd(), null)
+    let (pid, pidfd) = helper::fork(ground.namespaces(facts), &steps, theirs.as_fd(), null)
         .map_err(|error| format!("cannot fork: {}", io::Error::from(error)))?;
-    Ok(Slot {
-        pid,
-        pidfd,
-        socket: ours,
-        ground: ground.clone(),
-        steps,
-        group,
-        kills: 0,
-        spent: false,
-        lost: false,
-    })
+    Ok(Slot { pid, pidfd, socket: ours, ground: ground.clone(), steps, held, spent: false, lost: false })
 }
 
 impl Slot {

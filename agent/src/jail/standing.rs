@@ -1,6 +1,7 @@
-//! A standing keeper: starts, buries and ends one task after another, for tasks without a pid
-//! namespace whose user is not the jail's. It is to such a task what a keeper of its own would be,
-//! a subreaper that hunts until no child is left, but its fork is paid once.
+//! A standing keeper: starts, buries and ends one task after another, for tasks whose user is not the
+//! jail's. It is to each what a keeper of its own would be, but its fork is paid once. Without a sandbox it
+//! is a subreaper that hunts until no child is left; in a slot, at level strict, it is process 1 of a pid
+//! namespace on ground that stands with it, and tidies that up before it takes the next task.
 //!
 //! What it is to be for each task is its own from the beginning (limits, umask, directory, score,
 //! capabilities); what a task is to be happens in the task's process, between vfork and exec, so a
@@ -12,13 +13,19 @@
 
 use std::{
     ffi::{c_int, c_void},
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use rustix::{
     io::Errno,
-    net::{RecvFlags, SendFlags},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, UCred,
+    },
+    process::Pid,
     thread::CapabilitySet,
 };
 
@@ -26,9 +33,10 @@ use super::{
     clock,
     keeper::{self, END_NOW, Keeper, STACK, Task, Word},
     orders::{self, Inbox, Order},
-    plan::{Plan, Step},
+    plan::{Plan, Room, Step},
+    room::Watch,
     steps::{Hands, carry_out, keep_capabilities},
-    sweep,
+    stood::Traffic,
     sys::{self, Dead, Fork, Pointers, Signals, Usage},
 };
 
@@ -49,6 +57,8 @@ pub enum News {
     NoExec(Errno),
     /// The command's process ended with this status.
     Ended(i32),
+    /// The work directory holds more bytes, or more files, than it may.
+    TooMuch { files: bool },
     /// Nothing of the task is alive, and this is what it used. The keeper is ready for another.
     Over(Usage),
 }
@@ -68,6 +78,7 @@ impl News {
             Self::NoExec(errno) => [4, errno.raw_os_error() as u64, 0, 0],
             Self::Ended(status) => [5, status as u64, 0, 0],
             Self::Over(usage) => [6, nanos(usage.cpu), usage.max_rss_bytes, 0],
+            Self::TooMuch { files } => [7, files.into(), 0, 0],
         };
         let mut bytes = [0; NEWS];
         for (place, word) in words.into_iter().enumerate() {
@@ -87,24 +98,49 @@ impl News {
             4 => Self::NoExec(errno(a)),
             5 => Self::Ended(a as i32),
             6 => Self::Over(Usage { cpu: Duration::from_nanos(a), max_rss_bytes: b }),
+            7 => Self::TooMuch { files: a != 0 },
             _ => return None,
         })
     }
 }
 
-/// What has come from a keeper by now.
-pub fn hear(socket: BorrowedFd<'_>) -> Vec<News> {
+/// What has come from a keeper by now. The process numbers of one in a pid namespace say nothing here:
+/// what runs is then who is named beside the message, or 0 when that was dead by then.
+pub fn hear(socket: BorrowedFd<'_>, contained: bool) -> Vec<News> {
     let mut bytes = [0; NEWS * AT_ONCE];
-    let Ok(received) = rustix::net::recv(socket, &mut bytes, RecvFlags::DONTWAIT) else { return Vec::new() };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut whole = [IoSliceMut::new(&mut bytes)];
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let Ok(received) = rustix::net::recvmsg(socket, &mut whole, &mut ancillary, flags) else {
+        return Vec::new();
+    };
+    let named = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.pid.as_raw_nonzero().get()),
+        _ => None,
+    });
     // What is told at once is far below what a socket takes whole.
-    bytes[..received.0].chunks_exact(NEWS).filter_map(News::decode).collect()
+    let mut news: Vec<News> = bytes[..received.bytes].chunks_exact(NEWS).filter_map(News::decode).collect();
+    for news in news.iter_mut().filter(|_| contained) {
+        if let News::Runs { process, .. } = news {
+            *process = if *process == 0 { 0 } else { named.unwrap_or(0) };
+        }
+    }
+    news
 }
 
-/// Forks a keeper that gets ready by `steps` and takes orders from `socket`.
-pub fn fork(steps: &[Step], socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Result<Keeper, Errno> {
-    let jail = std::process::id() as i32;
+/// Forks a keeper into `namespaces` that gets ready by `steps` and takes orders from `socket`.
+pub fn fork(
+    namespaces: u64,
+    steps: &[Step],
+    socket: BorrowedFd<'_>,
+    null: BorrowedFd<'_>,
+) -> Result<Keeper, Errno> {
+    let contained = namespaces & sys::NEW_PID != 0;
+    // From inside of a pid namespace the jail has no pid.
+    let jail = if contained { 0 } else { std::process::id() as i32 };
     // SAFETY: the jail has one thread (checked when it starts).
-    match unsafe { sys::fork_into(0) }? {
+    match unsafe { sys::fork_into(namespaces) }? {
         Fork::Parent { pid, pidfd } => Ok(Keeper { pid, pidfd }),
         Fork::Child => {
             // A panic must not unwind into the jail's loop in this copy of it.
@@ -112,8 +148,8 @@ pub fn fork(steps: &[Step], socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Res
                 let (socket, _null) = orders::place(socket, null);
                 // What every task has there too.
                 sys::keep_on_exec(0);
-                Standing { socket, jail, stack: Vec::with_capacity(STACK), hands: Hands::default() }
-                    .serve(steps)
+                let stack = Vec::with_capacity(STACK);
+                Standing { socket, jail, contained, stack, hands: Hands::default() }.serve(steps)
             }));
             sys::exit_now(1)
         }
@@ -123,6 +159,8 @@ pub fn fork(steps: &[Step], socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Res
 struct Standing<'a> {
     socket: BorrowedFd<'a>,
     jail: i32,
+    /// Whether it is process 1 of a slot's pid namespace.
+    contained: bool,
     stack: Vec<u128>,
     hands: Hands,
 }
@@ -136,22 +174,49 @@ impl Standing<'_> {
                 sys::exit_now(1)
             }
         }
-        // To go into a task's directory, become its user and end what it started.
-        let needed = CapabilitySet::DAC_READ_SEARCH
-            | CapabilitySet::SETUID
-            | CapabilitySet::SETGID
-            | CapabilitySet::KILL;
         if let Ok(has) = rustix::thread::capabilities(None) {
-            let _less = keep_capabilities(needed & has.permitted);
+            let _less = keep_capabilities(self.needed() & has.permitted);
         }
-        keeper::tie_to_jail(false);
+        keeper::tie_to_jail(self.contained);
+        let mut network = steps.contains(&Step::OwnNetwork).then(Traffic::watch);
         let mut inbox = Inbox::default();
         while let Some(Order::Start(plan)) = inbox.next(self.socket) {
             let Some(stdio) = inbox.descriptors() else { break };
+            let held = plan.brought.iter().filter(|step| matches!(step, Step::Hold(_))).count();
+            for _ in 0..held {
+                let Some([mount]) = inbox.descriptors() else { break };
+                self.hands.take_up(mount);
+            }
             self.run(&plan, stdio);
+            if self.contained && self.tidy(&mut network).is_err() {
+                // The jail makes another slot.
+                sys::exit_now(1)
+            }
         }
         // The jail has gone, or makes no sense.
         sys::exit_now(0)
+    }
+
+    /// What it has to be able to do from now on.
+    fn needed(&self) -> CapabilitySet {
+        // To go into a task's directory, become its user and end what it started.
+        let open = CapabilitySet::DAC_READ_SEARCH
+            | CapabilitySet::SETUID
+            | CapabilitySet::SETGID
+            | CapabilitySet::KILL;
+        // To mount and to make namespaces, and to look at what a task holds.
+        let slot = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::SYS_PTRACE;
+        if self.contained { open | slot } else { open }
+    }
+
+    /// Takes away what the last task had, and a network that it has used.
+    fn tidy(&mut self, network: &mut Option<Traffic>) -> Result<(), Errno> {
+        self.hands.tidy()?;
+        if network.as_ref().is_some_and(Traffic::seen) {
+            carry_out(&Step::OwnNetwork, &mut self.hands)?;
+            *network = Some(Traffic::watch());
+        }
+        Ok(())
     }
 
     /// One task from its birth to its burial.
@@ -159,27 +224,38 @@ impl Standing<'_> {
         // What was meant for the task before this one.
         let all = Signals::all();
         while all.wait(Some(Duration::ZERO)).is_some() {}
-        if rustix::process::getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != self.jail) {
+        let parent = rustix::process::getppid().map_or(0, |parent| parent.as_raw_nonzero().get());
+        if parent != self.jail {
             // Its death may have been among it.
             sys::exit_now(0)
         }
+        let first = plan.steps.iter().position(|step| *step == Step::Fork).unwrap_or(plan.steps.len());
+        for (step, what) in plan.steps[..first].iter().enumerate() {
+            if let Err(errno) = carry_out(what, &mut self.hands) {
+                return self.tell(&[News::StepFailed { step, errno }, News::Over(Usage::default())]);
+            }
+        }
         let (argv, env) = (Pointers::new(&plan.argv), Pointers::new(&plan.env));
-        let task = Task { plan, argv: &argv, env: &env, hands: &mut self.hands, first: 1, failed: None };
+        let task =
+            Task { plan, argv: &argv, env: &env, hands: &mut self.hands, first: first + 1, failed: None };
         let mut birth = Birth { task, stdio: &stdio };
+        let stack = self.stack.spare_capacity_mut();
         // SAFETY: `become_task` ends in exec or exit and touches only what `birth` holds; it is alive
         // until then because this side waits.
-        let born =
-            unsafe { sys::vfork_with(become_task, self.stack.spare_capacity_mut(), (&raw mut birth).cast()) };
+        let born = unsafe { sys::vfork_with(plan.namespaces, become_task, stack, (&raw mut birth).cast()) };
         let (since, at_ms) = (clock::boot(), clock::wall_ms());
         let failed = birth.task.failed;
         // The task's pipes are not the keeper's to hold open.
         drop(stdio);
         let mut used = Usage::default();
         let mut news = match (born, failed) {
-            (Err(errno), _) => vec![News::StepFailed { step: 0, errno }],
+            (Err(errno), _) => vec![News::StepFailed { step: first, errno }],
             (Ok(_), Some(Word::StepFailed { step, errno })) => vec![News::StepFailed { step, errno }],
             (Ok(_), Some(Word::NoExec(errno))) => vec![News::NoExec(errno)],
-            (Ok(process), _) => self.watch(News::Runs { process, since, at_ms }, process, since, &mut used),
+            (Ok(process), _) => {
+                let runs = News::Runs { process, since, at_ms };
+                self.watch(runs, process, since, plan.room, &mut used)
+            }
         };
         let left = sys::reap();
         if left.is_ok() {
@@ -187,34 +263,43 @@ impl Standing<'_> {
             self.tell(&std::mem::take(&mut news));
             let mut buried = |dead: Dead| used = used.and(dead.usage);
             left.into_iter().flatten().for_each(&mut buried);
-            keeper::hunt(buried);
+            keeper::hunt(self.contained, buried);
         }
         news.push(News::Over(used));
         self.tell(&news);
     }
 
-    /// From the exec to the end of the command's process; gives what is left to tell.
-    fn watch(&self, runs: News, process: i32, since: Duration, used: &mut Usage) -> Vec<News> {
+    /// From the exec to the end of the command's process, or until it holds too much; gives what is left
+    /// to tell.
+    fn watch(&self, runs: News, process: i32, since: Duration, room: Room, used: &mut Usage) -> Vec<News> {
         let signals = Signals::of(&[libc::SIGCHLD, libc::SIGTERM, END_NOW]);
         let mut untold = vec![runs];
+        let mut room = Watch::new(room, true);
         loop {
             while let Ok(Some(dead)) = sys::reap() {
                 *used = used.and(dead.usage);
                 if dead.pid == process {
+                    // Its number is nobody's any more.
+                    if let Some(News::Runs { process, .. }) = untold.first_mut().filter(|_| self.contained) {
+                        *process = 0;
+                    }
                     untold.push(News::Ended(dead.status));
                     return untold;
                 }
             }
-            let wait = LINGER.saturating_sub(clock::boot().saturating_sub(since));
-            let arrived = signals.wait((!untold.is_empty()).then_some(wait));
+            if let Some(files) = room.as_mut().and_then(Watch::look) {
+                untold.push(News::TooMuch { files });
+                return untold;
+            }
+            let linger =
+                (!untold.is_empty()).then(|| LINGER.saturating_sub(clock::boot().saturating_sub(since)));
+            let arrived = signals.wait(linger.into_iter().chain(room.as_ref().map(Watch::pause)).min());
             match arrived {
                 None => self.tell(&std::mem::take(&mut untold)),
                 // Also the kernel's, when the jail has died.
-                Some(arrived) if arrived.signal == END_NOW => {
-                    sweep::signal_descendants(std::process::id() as i32, libc::SIGKILL);
-                }
+                Some(arrived) if arrived.signal == END_NOW => keeper::end_now(self.contained),
                 Some(arrived) if arrived.signal == libc::SIGTERM && arrived.sender == self.jail => {
-                    keeper::end_gently(false);
+                    keeper::end_gently(self.contained);
                 }
                 Some(_) => {}
             }
@@ -222,12 +307,31 @@ impl Standing<'_> {
     }
 
     fn tell(&self, news: &[News]) {
+        if news.is_empty() {
+            return;
+        }
         let mut bytes = [0; NEWS * AT_ONCE];
         for (place, news) in news.iter().enumerate() {
             bytes[NEWS * place..NEWS * (place + 1)].copy_from_slice(&news.encode());
         }
+        let bytes = &bytes[..NEWS * news.len()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if let Some(pid) = self.named(news) {
+            let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+            ancillary.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));
+        }
         // Without a jail to hear it this process ends when it asks for the next order.
-        let _unheard = rustix::net::send(self.socket, &bytes[..NEWS * news.len()], SendFlags::NOSIGNAL);
+        let _unheard =
+            rustix::net::sendmsg(self.socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL);
+    }
+
+    /// The living process that is told of; the kernel tells the jail its number there.
+    fn named(&self, news: &[News]) -> Option<Pid> {
+        news.iter().filter(|_| self.contained).find_map(|news| match news {
+            News::Runs { process, .. } => Pid::from_raw(*process),
+            _ => None,
+        })
     }
 }
 

@@ -24,6 +24,7 @@ use rustix::{
 
 use super::{
     plan::{Access, Rule, Step},
+    stood::Stood,
     sys::{self, Fork, Signals},
 };
 
@@ -40,6 +41,27 @@ pub struct Hands {
     tree: Option<OwnedFd>,
     /// The slot's user namespace.
     user: Option<OwnedFd>,
+    /// What stands between tasks.
+    stood: Stood,
+}
+
+impl Hands {
+    /// A mount that somebody else held comes into these hands.
+    pub fn take_up(&mut self, mount: OwnedFd) {
+        self.held.push_back(mount);
+    }
+
+    /// Gives the mounts that are held into other hands.
+    pub fn give_up(self) -> Vec<OwnedFd> {
+        self.held.into()
+    }
+
+    /// Takes away what a task that has ended had, for the next one on the same ground.
+    pub fn tidy(&mut self) -> Result<(), Errno> {
+        self.held.clear();
+        self.rules = None;
+        self.stood.tidy()
+    }
 }
 
 struct Host {
@@ -52,7 +74,7 @@ struct Host {
 /// Mount options under which nothing can be run or opened that is more than a file.
 const INERT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 /// The same for what a task may write and run.
-const TAME: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+pub(super) const TAME: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
 /// Does one step.
 pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
@@ -63,6 +85,7 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
             sys::unshare(sys::NEW_NETWORK)?;
             sys::loopback_up()
         }
+        Step::OwnGroups => sys::unshare(sys::NEW_CGROUP),
         Step::OwnUser { uid, gid } => {
             hands.user = Some(user_namespace((*uid, *uid), (*gid, *gid))?);
             Ok(())
@@ -165,16 +188,13 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
             // Devices open all the same, but no task changes what the next one finds.
             rustix::mount::mount_remount(path.as_c_str(), flags | MountFlags::BIND | MountFlags::RDONLY, c"")
         }
-        Step::MakeOpenDir(path) => {
-            rustix::fs::mkdirat(CWD, path.as_c_str(), Mode::from_raw_mode(0o755))?;
-            rustix::fs::chmodat(
-                CWD,
-                path.as_c_str(),
-                Mode::from_raw_mode(0o1777),
-                rustix::fs::AtFlags::empty(),
-            )
-        }
+        Step::StandingScratch(options) => hands.stood.scratch(options),
+        Step::StandingQueues => hands.stood.queues(),
+        Step::MakeOpenDir(path) => make_open_dir(path),
         Step::OwnProc => rustix::mount::mount(c"proc", c"/proc", c"proc", INERT, None::<&CStr>),
+        // Nobody is seen but by those who could trace him: a task its own processes, not its keeper.
+        Step::StandingProc => rustix::mount::mount(c"proc", c"/proc", c"proc", INERT, c"hidepid=2"),
+        Step::NumbersAnew => hands.stood.numbers_anew(),
         Step::Chdir(path) => rustix::process::chdir(path.as_c_str()),
         Step::DropBoundingSet => sys::drop_bounding_set(),
         Step::Fork => Ok(()),
@@ -218,7 +238,7 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
             Ok(())
         }
         Step::Rules(rules) => {
-            hands.rules = landlock_rules(rules)?;
+            hands.rules = landlock_rules(rules, &mut hands.stood)?;
             Ok(())
         }
         Step::Restrict => hands.rules.as_ref().map_or(Ok(()), sys::landlock_restrict),
@@ -232,6 +252,12 @@ pub fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
     rustix::thread::set_capabilities(None, sets)
 }
 
+/// A directory that everybody may write in.
+pub(super) fn make_open_dir(path: &CStr) -> Result<(), Errno> {
+    rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755))?;
+    rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(0o1777), rustix::fs::AtFlags::empty())
+}
+
 fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
     let file = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(file, bytes).map(|_| ())
@@ -241,7 +267,7 @@ fn open_dir(path: &CStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn open_path(path: &CStr) -> Result<OwnedFd, Errno> {
+pub(super) fn open_path(path: &CStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -300,7 +326,7 @@ fn user_namespace(uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
 }
 
 /// As far as this kernel knows what is forbidden: older ones forbid less.
-fn landlock_rules(rules: &[Rule]) -> Result<Option<OwnedFd>, Errno> {
+fn landlock_rules(rules: &[Rule], stood: &mut Stood) -> Result<Option<OwnedFd>, Errno> {
     let all = AccessFs::from_all(NEWEST_ABI);
     let look = AccessFs::from_read(NEWEST_ABI);
     let refused = |_: landlock::RulesetError| Errno::INVAL;
@@ -317,8 +343,14 @@ fn landlock_rules(rules: &[Rule]) -> Result<Option<OwnedFd>, Errno> {
                 Access::Use => look | AccessFs::WriteFile | AccessFs::IoctlDev | AccessFs::Truncate,
                 Access::Own => all,
             };
-            let beneath = PathBeneath::new(open_path(&rule.path)?, access);
-            ruleset = ruleset.add_rule(beneath).map_err(refused)?;
+            ruleset = match rule.access {
+                // The same for each task: mounts have no part in it, and these are never mounted anew.
+                Access::Look | Access::Use => {
+                    ruleset.add_rule(PathBeneath::new(stood.open(&rule.path)?, access))
+                }
+                Access::Own => ruleset.add_rule(PathBeneath::new(open_path(&rule.path)?, access)),
+            }
+            .map_err(refused)?;
         }
         Ok(ruleset.into())
     })()

@@ -12,7 +12,7 @@ use std::{
 
 use agent::jail::{Bounds, ExitCause, Level, Mount, Network, Options, StartRequest, Wall};
 
-use super::support::{Ended, Node, as_everybody, mark, processes, root, until};
+use super::support::{Ended, Node, as_everybody, mark, processes, root, until, ways};
 
 const PROGRAM: &str = include_str!("attacks.py");
 
@@ -62,12 +62,14 @@ async fn show(node: &mut Node, args: &[&str], without: Without<'_>) {
 }
 
 async fn show_bounded(node: &mut Node, args: &[&str], without: Without<'_>, bounds: Bounds) {
-    let inside = StartRequest { bounds, ..attack(node, args) };
-    let ended = node.run(inside).await;
-    assert!(!ended.out().contains("reached"), "{args:?} inside: {}", said(&ended));
-    let denied = ended.out().contains("denied") || ended.record.cause != ExitCause::Exited(0);
-    assert!(denied || ended.out().is_empty(), "{args:?} inside: {}", said(&ended));
-    assert!(!ended.err().contains("Error: "), "{args:?} broke: {}", ended.err());
+    for without in ways() {
+        let inside = StartRequest { bounds, without, ..attack(node, args) };
+        let ended = node.run(inside).await;
+        assert!(!ended.out().contains("reached"), "{args:?} inside: {}", said(&ended));
+        let denied = ended.out().contains("denied") || ended.record.cause != ExitCause::Exited(0);
+        assert!(denied || ended.out().is_empty(), "{args:?} inside: {}", said(&ended));
+        assert!(!ended.err().contains("Error: "), "{args:?} broke: {}", ended.err());
+    }
     let control = match without {
         Without::Walls(walls) => {
             let request = StartRequest { bounds, without: walls.to_vec(), ..attack(node, args) };

@@ -138,6 +138,8 @@ def look():
         + [f"/proc/self/{name}" for name in ("limits", "oom_score_adj", "timerslack_ns", "timers", "cgroup",
                                              "loginuid", "sessionid", "coredump_filter")]
         + ["/proc/locks", "/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname", "/proc/mounts"])}
+    # The newest comes last, which tells whether somebody was here before and not more.
+    seen["/proc/mounts"] = sorted(seen["/proc/mounts"].splitlines())
     # Sockets have addresses in the kernel there, which say nothing.
     seen["/proc/net/unix"] = sorted(line.split(None, 7)[7:] for line in seen["/proc/net/unix"].splitlines())
     seen["/proc/net/netlink"] = [line.split()[1:9] for line in seen["/proc/net/netlink"].splitlines()]

@@ -3,21 +3,21 @@
 
 use std::fs;
 
-use agent::jail::{Bounds, ExitCause, Level, Limits, StartRequest};
+use agent::jail::{Bounds, ExitCause, Level, Limits, StartRequest, Wall};
 
 use super::{
     strict::strict,
-    support::{Ended, Node, as_everybody, root},
+    support::{Ended, Node, as_everybody, root, ways},
 };
 
-fn python(node: &Node, what: &str) -> StartRequest {
+fn python(node: &Node, what: &str, without: &[Wall]) -> StartRequest {
     let request = node.request(&["/usr/bin/python3", "reuse.py", what]);
     fs::write(request.work_dir.join("reuse.py"), include_str!("reuse.py")).unwrap();
-    StartRequest { level: Level::Strict, ..request }
+    StartRequest { level: Level::Strict, without: without.to_vec(), ..request }
 }
 
-async fn go(node: &mut Node, what: &str) -> Ended {
-    let ended = node.run(python(node, what)).await;
+async fn go(node: &mut Node, what: &str, without: &[Wall]) -> Ended {
+    let ended = node.run(python(node, what, without)).await;
     ended.expect(&ExitCause::Exited(0));
     ended
 }
@@ -27,11 +27,11 @@ fn differences<'a>(one: &'a Ended, other: &'a Ended) -> Vec<(&'a str, &'a str)> 
 }
 
 /// Leaves `what` and looks in the same slot.
-async fn leave(node: &mut Node, what: &str) {
-    let fresh = go(node, "look").await;
-    let left = go(node, what).await;
+async fn leave(node: &mut Node, what: &str, without: &[Wall]) {
+    let fresh = go(node, "look", without).await;
+    let left = go(node, what, without).await;
     assert!(!differences(&fresh, &left).is_empty(), "{what}: who left it does not see it");
-    let found = go(node, "look").await;
+    let found = go(node, "look", without).await;
     assert_eq!(differences(&fresh, &found), [], "{what} is found by the next task");
     assert_eq!(fresh.err(), found.err(), "{what}: the slot was not the same, so nothing was shown");
 }
@@ -42,8 +42,10 @@ macro_rules! left {
             #[test]
             fn $test() {
                 as_everybody(concat!("reuse::", stringify!($test)), async |mut node: Node| {
-                    for what in [$($what),*] {
-                        leave(&mut node, what).await;
+                    for without in ways() {
+                        for what in [$($what),*] {
+                            leave(&mut node, what, &without).await;
+                        }
                     }
                 });
             }

@@ -1,9 +1,10 @@
-//! Standing keepers: tasks without a sandbox, of a user that is not the jail's, are started one after
-//! another by the same process. An ordinary user's agent has none of them.
+//! Standing keepers: tasks of a user that is not the jail's are started one after another by the same
+//! process, without a sandbox and in a slot of level strict. An ordinary user's agent has none of them.
+//! What a task could leave for the next one in a slot is in `reuse`.
 
 use std::{fs, path::Path, time::Duration};
 
-use agent::jail::{ExitCause, Level, StartRequest};
+use agent::jail::{ExitCause, Level, Mount, StartRequest};
 
 use super::support::{Ended, Node, root, task_uid, until};
 
@@ -100,17 +101,26 @@ fn a_killed_keeper_takes_its_task_with_it_and_is_replaced() {
     });
 }
 
+/// The number of the pid namespace of whoever says it: that of the keeper that stands there.
+async fn namespace(node: &mut Node) -> String {
+    let request = StartRequest { level: Level::Strict, ..node.shell("readlink /proc/self/ns/pid") };
+    let ended = node.run(request).await;
+    ended.expect(&ExitCause::Exited(0)).out().to_owned()
+}
+
 #[test]
 fn what_cannot_be_started_costs_no_keeper() {
     as_root(async |mut node: Node| {
-        let first = keeper(&mut node).await;
-        let missing = node.run(open(node.request(&["not-a-program"]))).await;
-        missing.expect(&ExitCause::Exited(127));
-        let gone = open(node.request(&["/bin/true"]));
-        // A place that root may enter, and where the task's process is not to start.
-        let gone = StartRequest { argv: vec!["/etc/passwd".into()], ..gone };
-        node.run(gone).await.expect(&ExitCause::Exited(126));
+        let (first, slot) = (keeper(&mut node).await, namespace(&mut node).await);
+        for level in [Level::None, Level::Strict] {
+            let missing = StartRequest { level, ..node.request(&["not-a-program"]) };
+            node.run(missing).await.expect(&ExitCause::Exited(127));
+            // A place that anybody may look at, and where no process is to start.
+            let gone = StartRequest { level, ..node.request(&["/etc/passwd"]) };
+            node.run(gone).await.expect(&ExitCause::Exited(126));
+        }
         assert_eq!(keeper(&mut node).await, first);
+        assert_eq!(namespace(&mut node).await, slot);
     });
 }
 
@@ -118,13 +128,16 @@ fn what_cannot_be_started_costs_no_keeper() {
 #[test]
 fn an_early_end_reaches_its_task() {
     as_root(async |mut node: Node| {
-        for _ in 0..20 {
-            keeper(&mut node).await;
-            let long = open(node.request(&["/bin/sleep", "600"]));
-            node.start(&long).await;
-            node.client.kill(long.attempt, Duration::from_mins(10)).await.unwrap();
-            // SIGTERM alone ends it: nothing harsher comes within the test's patience.
-            node.ended(&long).await.expect(&ExitCause::Killed);
+        for level in [Level::None, Level::Strict] {
+            for _ in 0..20 {
+                let short = StartRequest { level, ..node.request(&["/bin/true"]) };
+                node.run(short).await.expect(&ExitCause::Exited(0));
+                let long = StartRequest { level, ..node.request(&["/bin/sleep", "600"]) };
+                node.start(&long).await;
+                node.client.kill(long.attempt, Duration::from_mins(10)).await.unwrap();
+                // SIGTERM alone ends it: nothing harsher comes within the test's patience.
+                node.ended(&long).await.expect(&ExitCause::Killed);
+            }
         }
     });
 }
@@ -133,13 +146,90 @@ fn an_early_end_reaches_its_task() {
 #[test]
 fn a_late_end_does_not_reach_the_next_task() {
     as_root(async |mut node: Node| {
-        for _ in 0..40 {
-            let short = open(node.request(&["/bin/true"]));
-            node.start(&short).await;
-            node.client.kill(short.attempt, Duration::from_secs(9)).await.unwrap();
-            node.client.kill(short.attempt, Duration::ZERO).await.unwrap();
-            node.ended(&short).await;
-            node.run(open(node.shell("exit 7"))).await.expect(&ExitCause::Exited(7));
+        for level in [Level::None, Level::Strict] {
+            for _ in 0..40 {
+                let short = StartRequest { level, ..node.request(&["/bin/true"]) };
+                node.start(&short).await;
+                node.client.kill(short.attempt, Duration::from_secs(9)).await.unwrap();
+                node.client.kill(short.attempt, Duration::ZERO).await.unwrap();
+                node.ended(&short).await;
+                let next = StartRequest { level, ..node.shell("exit 7") };
+                node.run(next).await.expect(&ExitCause::Exited(7));
+            }
+        }
+    });
+}
+
+/// Tries everything that one process can do to another; and to one of its own, to show that it tries.
+const REACH: &str = r"
+import ctypes, os, resource, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+IOPRIO = 251 if os.uname().machine == 'x86_64' else 30
+
+def call(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+def score():
+    open(f'/proc/{pid}/oom_score_adj', 'w').write('999')
+
+child = os.fork()
+if child == 0:
+    signal.pause()
+for who, pid in ('keeper', 1), ('child', child):
+    for what, go in {
+        'limits': lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (50, 50)),
+        'processors': lambda: os.sched_setaffinity(pid, [min(os.sched_getaffinity(0))]),
+        'policy': lambda: os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0)),
+        'priority': lambda: os.setpriority(os.PRIO_PROCESS, pid, 5),
+        'disk': lambda: call(libc.syscall(IOPRIO, 1, pid, 3 << 13)),
+        'entry': lambda: os.stat(f'/proc/{pid}'),
+        'use': lambda: open(f'/proc/{pid}/stat').read(),
+        'command': lambda: open(f'/proc/{pid}/cmdline').read(),
+        'files': lambda: os.listdir(f'/proc/{pid}/fd'),
+        'memory': lambda: open(f'/proc/{pid}/mem', 'rb'),
+        'score': score,
+        'stop': lambda: os.kill(pid, signal.SIGUSR1),
+        'kill': lambda: os.kill(pid, signal.SIGKILL),
+    }.items():
+        try:
+            go()
+            print(who, what, 'reached')
+        except OSError as error:
+            print(who, what, 'denied')
+";
+
+#[test]
+fn a_task_reaches_nothing_of_the_keeper_that_stands_in_its_slot() {
+    as_root(async |mut node: Node| {
+        let slot = namespace(&mut node).await;
+        let request =
+            StartRequest { level: Level::Strict, ..node.request(&["/usr/bin/python3", "-c", REACH]) };
+        let ended = node.run(request).await;
+        ended.expect(&ExitCause::Exited(0));
+        let keeper: Vec<&str> = ended.out().lines().filter(|line| line.starts_with("keeper")).collect();
+        assert_eq!(keeper.len(), 13, "{} {}", ended.out(), ended.err());
+        assert!(keeper.iter().all(|line| line.ends_with("denied")), "{keeper:?}");
+        let reached =
+            ended.out().lines().filter(|line| line.starts_with("child") && line.ends_with("reached"));
+        assert_eq!(reached.count(), 13, "{} {}", ended.out(), ended.err());
+        assert_eq!(namespace(&mut node).await, slot, "the slot was not the same, so nothing was shown");
+    });
+}
+
+/// Under a standing keeper and, with a mount, under one of its own. The jail's own score is far below
+/// where root may say so.
+#[test]
+fn no_task_puts_itself_before_others_when_memory_runs_out() {
+    as_root(async |mut node: Node| {
+        let data = node.dir.path().join("data");
+        fs::create_dir(&data).unwrap();
+        let mount = Mount { source: data, to: "/data".into(), read_only: true, owner: None };
+        let lower = "for score in -900 -1; do echo $score > /proc/self/oom_score_adj || echo denied; done";
+        for mounts in [vec![], vec![mount]] {
+            let bash = node.request(&["/bin/bash", "-c", lower]);
+            let ended = node.run(StartRequest { level: Level::Strict, mounts, ..bash }).await;
+            assert_eq!(ended.out(), "denied\ndenied\n", "{}", ended.err());
         }
     });
 }

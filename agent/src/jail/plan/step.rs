@@ -17,6 +17,8 @@ pub enum Step {
     OwnKeyring,
     /// A network with nothing in it but a loopback that works.
     OwnNetwork,
+    /// Control groups are seen from the own ones down.
+    OwnGroups,
     /// Make a user namespace in which there is this uid and gid alone, and keep hold of it.
     OwnUser {
         uid: u32,
@@ -94,6 +96,14 @@ pub enum Step {
     Seal(#[serde(with = "text")] CString),
     /// A /proc that shows this pid namespace alone.
     OwnProc,
+    /// The same for one task after another: each sees its own processes there and not their keeper.
+    StandingProc,
+    /// Process numbers begin anew, as if nobody had been here.
+    NumbersAnew,
+    /// Queues, semaphores and shared memory of its own: a namespace in which nobody ever made one.
+    StandingQueues,
+    /// [`Step::Scratch`] at /tmp, but for one that is there, of that size and untouched.
+    StandingScratch(#[serde(with = "text")] CString),
     Chdir(#[serde(with = "text")] CString),
     DropBoundingSet,
     /// Start the task's process, which goes on from here.
@@ -170,6 +180,7 @@ impl Step {
             Self::JoinGroup(_) => "joining a control group",
             Self::OwnKeyring => "making a keyring",
             Self::OwnNetwork => "making a network namespace",
+            Self::OwnGroups => "making a cgroup namespace",
             Self::OwnUser { .. } => "making a user namespace",
             Self::BeginTree | Self::EndTree => "making a mount namespace",
             Self::TreeRoot(_) | Self::Link { .. } | Self::MakeFile(_) => "building the file tree",
@@ -178,7 +189,7 @@ impl Step {
             Self::EnterUser => "entering the user namespace",
             Self::Harden { .. } => "hardening a mount",
             Self::MapOwner { .. } => "mapping the owner of a mount",
-            Self::Scratch { .. } | Self::MakeOpenDir(_) => "making /tmp",
+            Self::Scratch { .. } | Self::StandingScratch(_) | Self::MakeOpenDir(_) => "making /tmp",
             Self::Terminals(_) => "making pseudo terminals",
             Self::Unseal(_) => "making room for a mount",
             Self::Rules(_) | Self::Restrict => "applying Landlock rules",
@@ -189,7 +200,9 @@ impl Step {
             Self::Hold(_) => "opening a directory",
             Self::Cover(_) | Self::MakeDir(_) | Self::Seal(_) => "covering the agent's directories",
             Self::Restore(_) => "putting a directory in its place",
-            Self::OwnProc => "mounting /proc",
+            Self::OwnProc | Self::StandingProc => "mounting /proc",
+            Self::StandingQueues => "making an ipc namespace",
+            Self::NumbersAnew => "setting the process number",
             Self::Chdir(_) => "changing into the work directory",
             Self::DropBoundingSet | Self::DropCapabilities => "dropping capabilities",
             Self::Fork => "starting the process",

@@ -1,14 +1,22 @@
-//! Level strict: what a slot's helper prepares once, and what each task goes through on that ground.
+//! Level strict: what is prepared once for a slot, and what each task goes through on that ground.
 //!
-//! A helper joins the slot's control groups, makes a network and a user namespace and builds the
-//! file tree; a task's keeper takes a copy of the tree, puts the work directory, /tmp, /proc and
-//! mounts into it, and gives its power up step by step:
-//! mounts, then the root, then capabilities and `no_new_privs`, then Landlock, then the filter of
-//! system calls, then the command.
+//! Whoever sits in a slot joins its control groups, makes a network and a user namespace and builds the
+//! file tree. Then one of two things happens to a task.
+//!
+//! Under root, where it asks for no mounts, a keeper *stands* in the slot: process 1 of a pid namespace,
+//! in the tree itself. It puts the work directory into it and takes it out again, and keeps /tmp, the
+//! namespace of queues and the network for as long as nobody touches them. All else that a task could
+//! change it has no power to.
+//!
+//! Elsewhere a helper forks a keeper for each task, into namespaces of its own; that takes a copy of the
+//! tree and puts the work directory, /tmp, /proc and mounts into it.
+//!
+//! Either way power is given up step by step: mounts, then the user, then capabilities and `no_new_privs`,
+//! then Landlock, then the filter of system calls, then the command.
 
 use super::{
-    Access, Facts, Level, Limit, Limits, Path, PathBuf, Places, Plan, Refusal, Room, Rule, StartRequest,
-    Step, Wall, argv, c_path, c_string, environment, identity, limits, programs, same, sys,
+    Access, CString, Facts, Level, Limit, Limits, Path, PathBuf, Places, Plan, Refusal, Room, Rule,
+    StartRequest, Step, Wall, argv, c_path, c_string, environment, identity, limits, programs, same, sys,
 };
 use mesh_proto::mounts::{PlaceError, check_place};
 
@@ -37,6 +45,8 @@ pub struct Ground {
     pub tree: bool,
     /// False where a test has taken the control groups away.
     pub groups: bool,
+    /// Whether a keeper stands here, for one task after another; else a helper forks one for each.
+    pub stands: bool,
 }
 
 /// How much sooner than other processes the memory killer takes a task's.
@@ -55,18 +65,25 @@ impl Ground {
             network: if with(Wall::Network) { request.network } else { Network::Host },
             tree: with(Wall::Tree),
             groups: with(Wall::Limits) && facts.limits == Limits::Cgroup,
+            stands: super::stands(request, facts),
         })
     }
 
-    /// Flags of a helper's own namespaces: an ordinary user may do nothing of this outside of a
-    /// user namespace.
-    pub fn namespaces(facts: &Facts) -> u64 {
-        if facts.uid == 0 { 0 } else { sys::NEW_USER | sys::NEW_MOUNT }
+    /// Flags of the own namespaces of whoever sits here: of a helper none, but for an ordinary user, who
+    /// may do nothing of this outside of a user namespace.
+    pub fn namespaces(&self, facts: &Facts) -> u64 {
+        if self.stands {
+            sys::NEW_PID | sys::NEW_MOUNT | sys::NEW_UTS
+        } else if facts.uid == 0 {
+            0
+        } else {
+            sys::NEW_USER | sys::NEW_MOUNT
+        }
     }
 }
 
-/// What the helper of a slot does once. `base` is an empty directory, `groups` are the lists of
-/// processes of the slot's control groups.
+/// What the helper of a slot, or its standing keeper, does once. `base` is an empty directory, `groups`
+/// are the lists of processes of the slot's control groups.
 pub fn ground(
     ground: &Ground,
     system: &System,
@@ -82,21 +99,36 @@ pub fn ground(
     if facts.uid != 0 {
         steps.push(Step::MapIds { uid_map: same(facts.uid)?, gid_map: same(facts.gid)? });
     }
+    if ground.stands {
+        // Its tasks have it from their keeper, and none comes below what root gave.
+        steps.push(Step::OomScore(VICTIM));
+    }
     steps.extend([Step::Undumpable, Step::Umask(0o022), Step::OwnKeyring]);
     if ground.network == Network::None {
         steps.push(Step::OwnNetwork);
     }
-    if ground.tree {
+    let user = ground.identity.map(|(uid, gid)| Step::OwnUser { uid, gid });
+    if ground.stands {
+        steps.extend([Step::OwnGroups, Step::ClearGroups, Step::ResetActions]);
+        // Before the tree, from which the machine's /proc is not to be seen.
+        steps.extend(user);
         steps.extend(tree(ground, system, base, facts)?);
+        steps.push(Step::StandingProc);
+        return Ok(steps);
     }
-    steps.extend(ground.identity.map(|(uid, gid)| Step::OwnUser { uid, gid }));
+    if ground.tree {
+        steps.push(Step::BeginTree);
+        steps.extend(tree(ground, system, base, facts)?);
+        steps.push(Step::EndTree);
+    }
+    steps.extend(user);
     Ok(steps)
 }
 
-/// Builds the file tree that every task of a slot gets a copy of.
+/// Builds the file tree of a slot's tasks and makes it the root.
 fn tree(ground: &Ground, system: &System, base: &Path, facts: &Facts) -> Result<Vec<Step>, Refusal> {
     let at = |path: &Path| c_path(&base.join(path.strip_prefix("/").unwrap_or(path)));
-    let mut steps = vec![Step::BeginTree, Step::PrivateMounts, Step::TreeRoot(c_path(base)?)];
+    let mut steps = vec![Step::PrivateMounts, Step::TreeRoot(c_path(base)?)];
     let mut made = vec![PathBuf::from("/")];
     let mut make_dir = |path: &Path, steps: &mut Vec<Step>| -> Result<(), Refusal> {
         for dir in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
@@ -144,7 +176,7 @@ fn tree(ground: &Ground, system: &System, base: &Path, facts: &Facts) -> Result<
         // Without root a new /proc is given only to who sees one already; each task's own covers it.
         steps.extend([Step::Hold(c_string("/proc")?), Step::Restore(at(Path::new("/proc"))?)]);
     }
-    steps.extend([Step::Seal(c_path(base)?), Step::Pivot(c_path(base)?), Step::EndTree]);
+    steps.extend([Step::Seal(c_path(base)?), Step::Pivot(c_path(base)?)]);
     Ok(steps)
 }
 
@@ -156,11 +188,89 @@ pub(super) fn plan(
     identity: Option<(u32, u32)>,
 ) -> Result<Plan, Refusal> {
     let with = |wall| !request.without.contains(&wall);
+    let stands = super::stands(request, facts);
+    let (namespaces, brought, mut steps) = if stands {
+        let (brought, steps) = on_ground(request, places)?;
+        (0, brought, steps)
+    } else {
+        let (namespaces, steps) = from_helper(request, places, facts, identity)?;
+        (namespaces, Vec::new(), steps)
+    };
+    steps.push(Step::Fork);
+    if stands {
+        steps.extend([Step::EnterUser, Step::DropBoundingSet]);
+    } else {
+        // The score stands in a file that a closed process may not write.
+        steps.extend([Step::OomScore(VICTIM), Step::Undumpable]);
+    }
+    steps.push(Step::NewSession);
+    steps.extend(limits(request, facts));
+    if with(Wall::Limits) {
+        steps.extend([Step::Limit(Limit::Priority, 0), Step::Limit(Limit::RealTime, 0)]);
+        if facts.limits == Limits::Rlimit {
+            steps.extend(request.bounds.memory.map(|most| Step::Limit(Limit::Data, most)));
+            steps.extend(request.bounds.processes.map(|most| Step::Limit(Limit::Processes, most)));
+        }
+        steps.extend(request.bounds.disk.map(|most| Step::Limit(Limit::FileSize, most)));
+    }
+    if let Some((uid, gid)) = identity {
+        steps.extend([Step::Gid(gid), Step::Uid(uid)]);
+    }
+    if with(Wall::Capabilities) {
+        steps.push(Step::DropCapabilities);
+    }
+    if with(Wall::NoNewPrivileges) {
+        steps.push(Step::NoNewPrivileges);
+    }
+    steps.push(if stands { Step::UnblockSignals } else { Step::ResetSignals });
+    if with(Wall::Landlock) {
+        steps.push(Step::Restrict);
+    }
+    if with(Wall::Seccomp) {
+        steps.push(Step::Filter);
+    }
+    let bounds = if with(Wall::Disk) { request.bounds } else { Bounds::default() };
+    Ok(Plan {
+        namespaces,
+        brought,
+        steps,
+        programs: programs(request)?,
+        argv: argv(request)?,
+        env: environment(request)?,
+        room: Room { bytes: bounds.disk, files: bounds.files },
+    })
+}
+
+/// What the jail brings for a task of a standing keeper, and what that does before it: all else stands.
+fn on_ground(request: &StartRequest, places: &Places) -> Result<(Vec<Step>, Vec<Step>), Refusal> {
+    let brought = vec![Step::Hold(c_path(&places.work_dir)?), Step::Harden { read_only: false }];
+    let steps = vec![
+        Step::NumbersAnew,
+        Step::StandingQueues,
+        Step::Restore(c_string(WORK)?),
+        Step::StandingScratch(scratch(request)?),
+        Step::Chdir(c_string(WORK)?),
+        Step::Rules(rules(&[WORK.to_owned(), "/tmp".to_owned()])?),
+    ];
+    Ok((brought, steps))
+}
+
+/// Flags of the namespaces of a keeper that a helper forks, and what that does before its task.
+fn from_helper(
+    request: &StartRequest,
+    places: &Places,
+    facts: &Facts,
+    identity: Option<(u32, u32)>,
+) -> Result<(u64, Vec<Step>), Refusal> {
+    let with = |wall| !request.without.contains(&wall);
     let mut namespaces = sys::NEW_PID | sys::NEW_UTS | sys::NEW_CGROUP;
     if with(Wall::Ipc) {
         namespaces |= sys::NEW_IPC;
     }
-    let mut steps = vec![Step::Undumpable, Step::Umask(0o022)];
+    // A score that root gives is one below which no task comes back.
+    let score = (facts.uid == 0).then_some(Step::OomScore(0));
+    let mut steps: Vec<Step> = score.into_iter().collect();
+    steps.extend([Step::Undumpable, Step::Umask(0o022)]);
     let mut writable = vec![WORK.to_owned(), "/tmp".to_owned()];
     if with(Wall::Tree) {
         steps.extend(into_tree(request, places, identity)?);
@@ -192,42 +302,7 @@ pub(super) fn plan(
     if with(Wall::Capabilities) {
         steps.push(Step::DropBoundingSet);
     }
-    // The score stands in a file that a closed process may not write.
-    steps.extend([Step::Fork, Step::OomScore(VICTIM), Step::Undumpable, Step::NewSession]);
-    steps.extend(limits(request, facts));
-    if with(Wall::Limits) {
-        steps.extend([Step::Limit(Limit::Priority, 0), Step::Limit(Limit::RealTime, 0)]);
-        if facts.limits == Limits::Rlimit {
-            steps.extend(request.bounds.memory.map(|most| Step::Limit(Limit::Data, most)));
-            steps.extend(request.bounds.processes.map(|most| Step::Limit(Limit::Processes, most)));
-        }
-        steps.extend(request.bounds.disk.map(|most| Step::Limit(Limit::FileSize, most)));
-    }
-    if let Some((uid, gid)) = identity {
-        steps.extend([Step::Gid(gid), Step::Uid(uid)]);
-    }
-    if with(Wall::Capabilities) {
-        steps.push(Step::DropCapabilities);
-    }
-    if with(Wall::NoNewPrivileges) {
-        steps.push(Step::NoNewPrivileges);
-    }
-    steps.push(Step::ResetSignals);
-    if with(Wall::Landlock) {
-        steps.push(Step::Restrict);
-    }
-    if with(Wall::Seccomp) {
-        steps.push(Step::Filter);
-    }
-    let bounds = if with(Wall::Disk) { request.bounds } else { Bounds::default() };
-    Ok(Plan {
-        namespaces,
-        steps,
-        programs: programs(request)?,
-        argv: argv(request)?,
-        env: environment(request)?,
-        room: Room { bytes: bounds.disk, files: bounds.files },
-    })
+    Ok((namespaces, steps))
 }
 
 /// A copy of the slot's tree, with what is this task's alone.
@@ -255,16 +330,18 @@ fn into_tree(
     for mount in &request.mounts {
         steps.push(Step::Restore(c_path(&mount.to)?));
     }
-    let size = request.bounds.memory.map_or(SCRATCH, |most| (most / SCRATCH_SHARE).max(1 << 20));
-    let files = (size / PER_FILE).clamp(4096, 1 << 20);
     steps.extend([
-        Step::Scratch {
-            path: c_string("/tmp")?,
-            options: c_string(format!("mode=1777,size={size},nr_inodes={files}"))?,
-        },
+        Step::Scratch { path: c_string("/tmp")?, options: scratch(request)? },
         Step::MakeOpenDir(c_string("/tmp/.shm")?),
     ]);
     Ok(steps)
+}
+
+/// How /tmp is mounted.
+fn scratch(request: &StartRequest) -> Result<CString, Refusal> {
+    let size = request.bounds.memory.map_or(SCRATCH, |most| (most / SCRATCH_SHARE).max(1 << 20));
+    let files = (size / PER_FILE).clamp(4096, 1 << 20);
+    c_string(format!("mode=1777,size={size},nr_inodes={files}"))
 }
 
 /// The directories to make for the mounts, those above first.

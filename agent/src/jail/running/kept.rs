@@ -47,8 +47,9 @@ pub fn keep(
     given: [BorrowedFd<'_>; 3],
 ) -> Result<Kept, Box<(String, Post)>> {
     let [stdin, stdout, stderr] = given;
+    let bounds = if request.without.contains(&Wall::Limits) { Bounds::default() } else { request.bounds };
     if let Post::Keeper(mut standing) = post {
-        return match standing.start(plan, stdout, stderr) {
+        return match standing.start(plan, &bounds, stdout, stderr) {
             Ok(()) => Ok(Kept::Standing(standing)),
             Err(why) => Err(Box::new((why, Post::Keeper(standing)))),
         };
@@ -62,14 +63,10 @@ pub fn keep(
     };
     let ends = Stdio { stdin, stdout, stderr, control: theirs.as_fd() };
     match post {
-        Post::Slot(mut slot) => {
-            let bounds =
-                if request.without.contains(&Wall::Limits) { Bounds::default() } else { request.bounds };
-            match slot.start(plan, &bounds, &ends) {
-                Ok(keeper) => Ok(Kept::Own { keeper, control, slot: Some(slot) }),
-                Err(why) => Err(Box::new((why, Post::Slot(slot)))),
-            }
-        }
+        Post::Slot(mut slot) => match slot.start(plan, &bounds, &ends) {
+            Ok(keeper) => Ok(Kept::Own { keeper, control, slot: Some(slot) }),
+            Err(why) => Err(Box::new((why, Post::Slot(slot)))),
+        },
         Post::Nobody | Post::Keeper(_) => match keeper::start(plan, &ends) {
             Ok(keeper) => Ok(Kept::Own { keeper, control, slot: None }),
             Err(error) => {

@@ -70,6 +70,7 @@ impl Running {
             News::StepFailed { step, errno } => self.take(Word::StepFailed { step, errno }),
             News::NoExec(errno) => self.take(Word::NoExec(errno)),
             News::Ended(status) => self.take(Word::Ended(status)),
+            News::TooMuch { files } => self.take(Word::TooMuch { files }),
             News::Over(usage) => self.usage = usage,
         }
     }

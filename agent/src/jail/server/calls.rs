@@ -8,7 +8,9 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::{
     super::{
-        clock, log,
+        clock,
+        keepers::Seat,
+        log,
         plan::{self, Ground, Places},
         probe,
         protocol::{Answer, Event, ExitCause, ExitRecord, Killer, Level, Op, StartRequest, State, Status},
@@ -201,16 +203,15 @@ impl Server {
 
     /// Who of those that stand by is to serve it.
     fn post(&mut self, request: &StartRequest) -> Result<Post, String> {
-        if let Some(ground) = Ground::of(request, &self.options.facts) {
-            let slots = &mut self.options.slots;
-            return slots.take(&ground, &request.bounds, self.null.as_fd()).map(Post::Slot);
-        }
-        match request.uid.zip(request.gid) {
-            Some(owner) if plan::stands(request, &self.options.facts) => {
-                self.keepers.take(owner, self.null.as_fd()).map(Post::Keeper)
-            }
-            Some(_) | None => Ok(Post::Nobody),
-        }
+        let (null, slots) = (self.null.as_fd(), &mut self.options.slots);
+        let seat = match (Ground::of(request, &self.options.facts), request.uid.zip(request.gid)) {
+            (Some(ground), _) if ground.stands => Seat::Slot(ground),
+            (Some(ground), _) => return slots.take(&ground, &request.bounds, null).map(Post::Slot),
+            (None, Some(owner)) if plan::stands(request, &self.options.facts) => Seat::Open(owner),
+            (None, _) => return Ok(Post::Nobody),
+        };
+        let prepare = |ground: &Ground| slots.prepare(ground);
+        self.keepers.take(seat, &request.bounds, prepare, null).map(Post::Keeper)
     }
 
     /// The request's directories as they are on this machine.

@@ -23,29 +23,95 @@ fn go(request: &StartRequest, facts: &Facts) -> Result<Vec<Step>, Refusal> {
     super::super::plan(request, &places(), facts).map(|plan| plan.steps)
 }
 
+/// Where in `steps` each of these is; all must be there.
+fn places_of(steps: &[Step], wanted: &[fn(&Step) -> bool]) -> Vec<usize> {
+    let place = |wanted: &fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
+    wanted.iter().map(place).collect()
+}
+
+const LAST: [fn(&Step) -> bool; 5] = [
+    |step| matches!(step, Step::Fork),
+    |step| matches!(step, Step::DropCapabilities),
+    |step| matches!(step, Step::NoNewPrivileges),
+    |step| matches!(step, Step::Restrict),
+    |step| matches!(step, Step::Filter),
+];
+
 #[test]
 fn power_goes_in_order_mounts_root_capabilities_landlock_filter() {
-    for (request, facts) in [(root(), &ROOT), (strict(), &USER)] {
+    // With a mount nobody stands, also under root.
+    let mounts = vec![mount("/data")];
+    for (request, facts) in [(StartRequest { mounts, ..root() }, &ROOT), (strict(), &USER)] {
         let steps = go(&request, facts).unwrap();
-        let at = |wanted: fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
-        let order = [
-            at(|step| matches!(step, Step::Hold(_))),
-            at(|step| matches!(step, Step::EnterTree)),
-            at(|step| matches!(step, Step::OwnProc)),
-            at(|step| matches!(step, Step::Fork)),
-            at(|step| matches!(step, Step::DropCapabilities)),
-            at(|step| matches!(step, Step::NoNewPrivileges)),
-            at(|step| matches!(step, Step::Restrict)),
-            at(|step| matches!(step, Step::Filter)),
-        ];
+        let mut order = places_of(
+            &steps,
+            &[
+                |step| matches!(step, Step::Hold(_)),
+                |step| matches!(step, Step::EnterTree),
+                |step| matches!(step, Step::OwnProc),
+            ],
+        );
+        if facts.uid == 0 {
+            order.extend(places_of(
+                &steps,
+                &[|step| matches!(step, Step::ClearGroups), |step| matches!(step, Step::EnterUser)],
+            ));
+        }
+        order.extend(places_of(&steps, &LAST));
         assert!(order.is_sorted(), "{steps:?}");
-        assert_eq!(order[7], steps.len() - 1, "something comes after the filter");
+        assert_eq!(order.last(), Some(&(steps.len() - 1)), "something comes after the filter");
     }
-    let steps = go(&root(), &ROOT).unwrap();
-    let at = |wanted: &Step| steps.iter().position(|step| step == wanted).unwrap();
-    assert!(at(&Step::OwnProc) < at(&Step::EnterUser), "root mounts before it enters the user namespace");
-    assert!(at(&Step::ClearGroups) < at(&Step::EnterUser));
-    assert!(at(&Step::EnterUser) < at(&Step::Uid(70001)));
+}
+
+#[test]
+fn a_standing_keeper_keeps_its_power_and_the_task_gives_it_up_in_order() {
+    let request = root();
+    let plan = super::super::plan(&request, &places(), &ROOT).unwrap();
+    let mut order = places_of(
+        &plan.steps,
+        &[
+            |step| matches!(step, Step::NumbersAnew),
+            |step| matches!(step, Step::Restore(_)),
+            |step| matches!(step, Step::Fork),
+            |step| matches!(step, Step::EnterUser),
+            |step| matches!(step, Step::DropBoundingSet),
+            |step| matches!(step, Step::Uid(70001)),
+        ],
+    );
+    order.extend(places_of(&plan.steps, &LAST[1..]));
+    assert!(order.is_sorted(), "{:?}", plan.steps);
+    assert_eq!(order.last(), Some(&(plan.steps.len() - 1)), "something comes after the filter");
+    assert!(plan.brought.iter().any(|step| matches!(step, Step::Hold(_))));
+    let ground = Ground::of(&request, &ROOT).unwrap();
+    assert!(ground.stands);
+    let steps = ground_steps(&ground);
+    // Whoever sits there sees nothing of the machine any more, and is seen by no task.
+    let order = places_of(
+        &steps,
+        &[
+            |step| matches!(step, Step::JoinGroup(_)),
+            |step| matches!(step, Step::OwnGroups),
+            |step| matches!(step, Step::OwnUser { .. }),
+            |step| matches!(step, Step::Pivot(_)),
+            |step| matches!(step, Step::StandingProc),
+        ],
+    );
+    assert!(order.is_sorted(), "{steps:?}");
+    assert_eq!(order.last(), Some(&(steps.len() - 1)));
+}
+
+#[test]
+fn what_a_task_shares_with_no_other_keeps_a_keeper_from_standing() {
+    let stands = |request: &StartRequest, facts| Ground::of(request, facts).unwrap().stands;
+    assert!(stands(&root(), &ROOT));
+    assert!(!stands(&strict(), &USER), "whoever has the jail's uid reaches its keeper");
+    assert!(!stands(&StartRequest { mounts: vec![mount("/data")], ..root() }, &ROOT));
+    assert!(!stands(&StartRequest { without: vec![Wall::Seccomp], ..root() }, &ROOT));
+}
+
+fn ground_steps(on: &Ground) -> Vec<Step> {
+    let system = System { directories: vec!["/usr".into()], ..System::default() };
+    ground(on, &system, Path::new("/tree"), &["/sys/fs/cgroup/a/cgroup.procs".into()], &ROOT).unwrap()
 }
 
 #[test]
