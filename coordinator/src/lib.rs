@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod output;
 pub mod postgres;
 pub mod proof;
+pub mod refusals;
 pub mod reload;
 mod seal;
 pub mod seen;

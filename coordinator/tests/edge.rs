@@ -15,6 +15,7 @@ use coordinator::{
         standard,
     },
     metrics::Metrics,
+    refusals::Refusals,
     spawn::{AbortOnDrop, spawn_owned},
 };
 use futures_util::{StreamExt as _, stream};
@@ -104,6 +105,7 @@ impl Mesh {
             users: Arc::new(EveryUserIsAdmin),
             gate: Arc::new(Leads(CancellationToken::new())),
             metrics: Arc::new(Metrics::new("test").unwrap()),
+            refusals: Refusals::new().0,
             deadline: Duration::from_secs(30),
         };
         let router = Server::builder()

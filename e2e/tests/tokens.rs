@@ -121,6 +121,14 @@ fn a_token_that_is_not_good_admits_nobody() {
         .map(|node| node["name"].as_str().unwrap_or("-").to_owned())
         .collect();
     assert_eq!(names, ["good"]);
+    audited(&mesh, "node.join.refused", "wrong secret");
+    audited(&mesh, "node.join.refused", "unknown token");
+}
+
+/// Waits until a refusal stands in the audit.
+fn audited(mesh: &Mesh, action: &str, detail: &str) {
+    let query = format!("SELECT count(*) FROM audit WHERE action = '{action}' AND detail LIKE '%{detail}%'");
+    wait::until(secs(10), &query, || (mesh.query(&query).trim() != "0").then_some(()));
 }
 
 /// This moment as RFC 3339, which sorts as text.
@@ -139,6 +147,7 @@ fn a_credential_of_another_mesh_opens_nothing() {
     let mut foreign = other.command(&["nodes", "--endpoint", &here]);
     let out = run(&mut foreign);
     assert_ne!(out.0, 0, "{}", out.1);
+    audited(&mesh, "connection.refused", "");
 
     // Our CA, their key and certificate: our coordinator does not know them.
     let read = |path: std::path::PathBuf| -> serde_json::Value {

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     commit::Core,
     directory::Directory,
+    refusals::{Action, Refusals, Refused},
     store::{
         Store, StoreError,
         access::{Admission, Joining},
@@ -36,6 +37,7 @@ pub struct EnrollmentService {
     pub lifetime: std::time::Duration,
     pub directory: Directory,
     pub joins: RateLimiter<IpAddr>,
+    pub refusals: Refusals,
 }
 
 /// A join failed on the way.
@@ -91,9 +93,13 @@ impl Enrollment for EnrollmentService {
             }
             Admission::Refused(why) => {
                 warn!(%addr, why, "join refused");
-                let token: String = joining.token_id.chars().take(64).collect();
-                let noted = self.store.note("anonymous", "node.join.refused", &token, why).await;
-                noted?;
+                self.refusals.note(Refused {
+                    stranger: true,
+                    actor: addr.to_string(),
+                    action: Action::Join,
+                    subject: joining.token_id,
+                    detail: why.to_owned(),
+                });
                 return Err(Code::Denied.status(
                     "the token is not valid: unknown, expired, used up, revoked or for another node; \
                      make a new one with `meshctl token create`",

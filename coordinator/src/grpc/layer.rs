@@ -5,6 +5,7 @@
 //! May enter: what holds for every RPC alike.
 
 use std::{
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use mesh_certs::PeerInfo;
+use mesh_certs::{Identity, PeerInfo};
 use mesh_proto::{code::Code, version::Spoken};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
@@ -27,7 +28,10 @@ use super::{
     gate::Gate,
     identities::{Identities, IdentityGuard},
 };
-use crate::metrics::Metrics;
+use crate::{
+    metrics::Metrics,
+    refusals::{Action, Refusals, Refused},
+};
 
 /// What the layer needs to know.
 pub struct Edge {
@@ -36,6 +40,7 @@ pub struct Edge {
     pub users: Arc<dyn UserRoles>,
     pub gate: Arc<dyn Gate>,
     pub metrics: Arc<Metrics>,
+    pub refusals: Refusals,
     /// The longest that a call without a stream from the client may take to its answer.
     pub deadline: Duration,
 }
@@ -84,7 +89,7 @@ where
         let mut inner = std::mem::replace(&mut self.inner, ready);
         let edge = Arc::clone(&self.edge);
         let rpc = auth::find(request.uri().path());
-        let tally = Tally::begin(&edge.metrics, rpc);
+        let tally = Tally::begin(&edge, rpc, request.extensions().get::<PeerInfo>());
         let span = info_span!("rpc", method = rpc.map_or("unknown", |rpc| rpc.method), peer = field::Empty);
         let admitted = edge.admit(&mut request, rpc, &span);
         let answer = async move {
@@ -211,22 +216,48 @@ fn spoken(headers: &HeaderMap) -> Option<Spoken> {
 
 /// Counts one RPC, once, whatever becomes of it.
 struct Tally {
-    metrics: Arc<Metrics>,
+    edge: Arc<Edge>,
     rpc: Option<&'static Rpc>,
+    /// Who calls: an identity, or where a stranger is.
+    peer: Option<Identity>,
+    addr: Option<IpAddr>,
     began: Instant,
     done: bool,
 }
 
 impl Tally {
-    fn begin(metrics: &Arc<Metrics>, rpc: Option<&'static Rpc>) -> Self {
-        Self { metrics: Arc::clone(metrics), rpc, began: Instant::now(), done: false }
+    fn begin(edge: &Arc<Edge>, rpc: Option<&'static Rpc>, info: Option<&PeerInfo>) -> Self {
+        let peer = info.and_then(|info| info.peer.as_ref()).map(|peer| peer.identity.clone());
+        let addr = info.map(|info| info.addr.ip());
+        Self { edge: Arc::clone(edge), rpc, peer, addr, began: Instant::now(), done: false }
     }
 
     fn end(&mut self, code: tonic::Code) {
         if !std::mem::replace(&mut self.done, true) {
             let rpc = self.rpc.map(|rpc| (rpc.service, rpc.method));
-            self.metrics.rpc_ended(rpc, code, self.began.elapsed());
+            self.edge.metrics.rpc_ended(rpc, code, self.began.elapsed());
+            if let Some(rpc) = self.rpc
+                && let tonic::Code::PermissionDenied | tonic::Code::Unauthenticated = code
+            {
+                self.refused(rpc, code);
+            }
         }
+    }
+
+    /// For the audit. What is refused on the port for joining stands there with its reason already.
+    fn refused(&self, rpc: &Rpc, code: tonic::Code) {
+        if self.edge.port == Port::Join {
+            return;
+        }
+        let actor = self.peer.as_ref().map(ToString::to_string);
+        self.edge.refusals.note(Refused {
+            stranger: actor.is_none(),
+            actor: actor.or_else(|| self.addr.map(|addr| addr.to_string())).unwrap_or_default(),
+            action: Action::Call,
+            subject: format!("{}/{}", rpc.service, rpc.method),
+            detail: if code == tonic::Code::PermissionDenied { "denied" } else { "unauthenticated" }
+                .to_owned(),
+        });
     }
 
     fn refuse(mut self, status: &Status) -> Response<Body> {

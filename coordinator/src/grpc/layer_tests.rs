@@ -47,9 +47,15 @@ async fn people_and_nodes_reach_their_own_calls_only() {
     assert_eq!(Code::of(&refused), Code::Denied, "{refused}");
     assert!(refused.message().contains("user/ada may not call mesh.v1.Node/Heartbeat"), "{refused}");
 
-    let agent = Rig::new(standard_routes(), Port::Mesh, Some(node())).await;
+    let node = node();
+    let mut agent = Rig::new(standard_routes(), Port::Mesh, Some(node.clone())).await;
     assert!(passed(&heartbeat(&agent.channel).await));
     assert_eq!(Code::of(&get_job(&agent.channel).await), Code::Denied);
+    // That one is for the audit, and nothing else is.
+    let refused = agent.refused.waiting().expect("a denied call");
+    assert_eq!((refused.stranger, refused.actor), (false, node.to_string()));
+    assert_eq!((refused.subject.as_str(), refused.detail.as_str()), ("mesh.v1.Jobs/GetJob", "denied"));
+    assert_eq!(agent.refused.waiting(), None);
     HealthClient::new(agent.channel.clone()).check(HealthCheckRequest::default()).await.unwrap();
 
     agent

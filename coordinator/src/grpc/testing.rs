@@ -32,6 +32,7 @@ use super::{
 use crate::{
     commit::standby_status,
     metrics::Metrics,
+    refusals::{Refusals, Writer},
     spawn::{AbortOnDrop, spawn_owned},
 };
 
@@ -69,6 +70,8 @@ pub(crate) struct Rig {
     pub metrics: Arc<Metrics>,
     pub gate: Arc<TestGate>,
     pub shutdown: CancellationToken,
+    /// What was refused, on its way to the audit.
+    pub refused: Writer,
     _server: AbortOnDrop<()>,
 }
 
@@ -81,12 +84,14 @@ impl Rig {
         let identities = Identities::new(shutdown.clone());
         let metrics = Arc::new(Metrics::new("test").unwrap());
         let gate = Arc::new(TestGate::default());
+        let (refusals, refused) = Refusals::new();
         let edge = Edge {
             port,
             identities: Arc::clone(&identities),
             users: Arc::new(EveryUserIsAdmin),
             gate: gate.clone(),
             metrics: Arc::clone(&metrics),
+            refusals,
             deadline: Duration::from_millis(200),
         };
         let peer = identity.map(|identity| Peer {
@@ -104,7 +109,7 @@ impl Rig {
             server.serve_with_incoming(incoming).await.unwrap();
         });
         let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
-        Self { channel, identities, metrics, gate, shutdown, _server: server }
+        Self { channel, identities, metrics, gate, shutdown, refused, _server: server }
     }
 
     /// Waits until the metrics have this line.

@@ -38,6 +38,7 @@ use crate::{
     },
     metrics::Metrics,
     output::OutputStore,
+    refusals::{Action, Refusals, Refused},
     session::{Hub, Plans, Sessions},
     spawn::{AbortOnDrop, spawn_owned},
     spec,
@@ -74,6 +75,7 @@ pub(super) struct Rooms {
     pub id: CoordinatorId,
     pub totals: watch::Receiver<Totals>,
     pub directory: Directory,
+    pub refusals: Refusals,
 }
 
 fn accept_limits(limits: &Limits) -> AcceptLimits {
@@ -103,6 +105,18 @@ fn log_refusal(addr: Option<SocketAddr>, refusal: &Refusal) {
     info!(?addr, %refusal, "a connection was refused");
 }
 
+/// Who shows no certificate of this mesh, or one that does not count.
+fn audit_refusal(refusals: &Refusals, addr: Option<SocketAddr>, refusal: &Refusal) {
+    let Refusal::Handshake(why) = refusal else { return };
+    refusals.note(Refused {
+        stranger: true,
+        actor: addr.map(|addr| addr.ip().to_string()).unwrap_or_default(),
+        action: Action::Connection,
+        subject: "mesh port".to_owned(),
+        detail: why.clone(),
+    });
+}
+
 /// Serves both gRPC ports.
 pub(super) fn start_edges(
     config: &Config,
@@ -121,6 +135,7 @@ pub(super) fn start_edges(
             users: Arc::new(EveryUserIsAdmin),
             gate: Arc::new(rooms.core.clone()),
             metrics: Arc::clone(&rooms.metrics),
+            refusals: rooms.refusals.clone(),
             deadline: DEADLINE,
         })
     };
@@ -128,12 +143,16 @@ pub(super) fn start_edges(
     let revoked = Arc::clone(&rooms.identities);
     trust.set_revoked(move |peer| revoked.is_revoked(&peer.identity));
     let seen = Arc::clone(&rooms.identities);
+    let refusals = rooms.refusals.clone();
     let members = incoming(
         grpc,
         mtls_config_with(trust, Arc::clone(&cert)),
         rooms.mesh,
         accept_limits(limits),
-        log_refusal,
+        move |addr, refusal| {
+            log_refusal(addr, refusal);
+            audit_refusal(&refusals, addr, refusal);
+        },
     )
     .inspect(move |connection| {
         if let Ok(connection) = connection {
@@ -152,6 +171,7 @@ pub(super) fn start_edges(
         lifetime: config.timings.certificate_lifetime,
         directory: rooms.directory.clone(),
         joins: RateLimiter::new(rate(limits.joins_per_second)),
+        refusals: rooms.refusals.clone(),
     };
     let join_router = server(limits)
         .max_concurrent_streams(limits.max_concurrent_streams.min(JOIN_STREAMS))

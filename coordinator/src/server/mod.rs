@@ -43,6 +43,7 @@ use crate::{
     output::OutputStore,
     postgres,
     proof::Prover,
+    refusals::Refusals,
     reload,
     seen::Seen,
     session::{Hub, Plans, Sessions, Voice},
@@ -162,6 +163,8 @@ async fn serve_on(
     if let Some((incarnation, seq)) = seen.point() {
         core.standing().saw(incarnation, seq);
     }
+    let (refusals, audit) = Refusals::new();
+    let _audit = spawn_owned("audit of refusals", audit.run(store.clone(), edge_stop.clone()));
     let rooms = Rooms {
         core: core.clone(),
         store: store.clone(),
@@ -177,6 +180,7 @@ async fn serve_on(
         id,
         totals,
         directory: directory.clone(),
+        refusals,
     };
     let hosts: Vec<String> = config.advertise.iter().map(|advertise| advertise.host.clone()).collect();
     let cert = ServerCert::new(&credentials::server_certificate(&ca, id, &hosts)?, &ca.cert_der())?;

@@ -6,6 +6,9 @@ use mesh_proto::ids::NodeId;
 
 use super::{Store, StoreError, leader};
 
+/// The audit's words for refusals; the last one counts those that are not there one by one.
+pub const REFUSALS: [&str; 4] = ["connection.refused", "call.refused", "node.join.refused", "refused.more"];
+
 /// A token's row, without its secret.
 #[derive(Clone, Debug)]
 pub struct TokenRecord {
@@ -232,6 +235,20 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut connection = self.pool.acquire().await?;
         audit(&mut connection, actor, action, subject, detail).await
+    }
+
+    /// Keeps the latest refusals of the audit only; all else that stands there stays.
+    pub async fn forget_refusals(&self, keep: u32) -> Result<(), StoreError> {
+        let refusals = REFUSALS.map(str::to_owned);
+        sqlx::query!(
+            "DELETE FROM audit WHERE action = ANY ($1) AND id <=
+               (SELECT id FROM audit WHERE action = ANY ($1) ORDER BY id DESC OFFSET $2 LIMIT 1)",
+            &refusals[..],
+            i64::from(keep),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use mesh_proto::ids::{CoordinatorId, NodeId};
 use super::Kit;
 use crate::store::{
     StoreError,
-    access::{Admission, Joining, NewToken},
+    access::{Admission, Joining, NewToken, REFUSALS},
     leader,
 };
 
@@ -203,4 +203,24 @@ async fn pages_of_tokens_are_newest_first_and_complete() {
     }
     assert_eq!(seen, ["e", "d", "c", "b", "a"]);
     assert!(kit.store.tokens("%", 10).await.unwrap().is_empty(), "an unknown cursor ends the list");
+}
+
+#[tokio::test]
+async fn of_refusals_the_latest_are_kept_and_of_all_else_everything() {
+    let kit = Kit::new().await;
+    kit.store.note("ada", "node.cordon", "amber", "").await.unwrap();
+    for refusal in 0..3 {
+        for action in REFUSALS {
+            kit.store.note("192.0.2.7", action, "somebody", &refusal.to_string()).await.unwrap();
+        }
+    }
+    kit.store.forget_refusals(12).await.unwrap();
+    assert_eq!(kit.audited(REFUSALS[0]).await, 3, "there were no more than are kept");
+    kit.store.forget_refusals(5).await.unwrap();
+    assert_eq!(kit.audited(REFUSALS[3]).await, 2);
+    let mut kept = 0;
+    for action in REFUSALS {
+        kept += kit.audited(action).await;
+    }
+    assert_eq!((kept, kit.audited("node.cordon").await), (5, 1));
 }
