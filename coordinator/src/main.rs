@@ -7,10 +7,13 @@ use std::{io::IsTerminal as _, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser as _;
 use coordinator::{
-    config::{Cli, Command, Config, DataDir},
+    config::{Cli, Command, Config, ConfigError, DataDir},
     postgres, server,
 };
 use tracing_subscriber::EnvFilter;
+
+/// The exit status when only an operator can mend it: starting again will not (`EX_CONFIG` of sysexits).
+const CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -19,7 +22,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("coordinator: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<ConfigError>() { CONFIG.into() } else { ExitCode::FAILURE }
         }
     }
 }

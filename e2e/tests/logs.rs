@@ -1,6 +1,9 @@
 //! Output: seen while it happens, kept whole, and told apart.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+};
 
 use mesh_e2e::Mesh;
 
@@ -82,4 +85,36 @@ fn each_attempt_keeps_its_own_output() {
     assert_eq!(job.log("twice"), "attempt 2\n", "the latest unless one is named");
     let first = mesh.meshctl(&["logs", &format!("{}/twice", job.id()), "--attempt", "1"]).ok();
     assert_eq!(first.stdout, "attempt 1\n");
+}
+
+#[test]
+fn who_does_not_read_holds_up_nobody_and_misses_nothing() {
+    const BYTES: usize = 48 * 1024 * 1024;
+    let (mesh, _agents) = Mesh::with_agents(["attic"]);
+    let pid = mesh.coordinator_pid();
+    let gate = mesh.gate("begin");
+    let job =
+        mesh.submit(&format!("{{name: much, script: '{}; yes 0123456789 | head -c {BYTES}'}}", gate.shell()));
+    let task = format!("{}/much", job.id());
+    // Its pipe fills, then its window, then its place on the coordinator.
+    let mut slow = mesh.spawn(&["logs", "-f", &task]);
+    job.task_becomes("much", "RUNNING");
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+    let before = memory(pid, "VmRSS:");
+    gate.open();
+    job.completes();
+    assert_eq!(mesh.meshctl(&["logs", &task]).ok().stdout.len(), BYTES, "another reader has it all");
+    let cost = memory(pid, "VmHWM:").saturating_sub(before);
+    assert!(cost < 40 * 1024 * 1024, "one who does not read cost {cost} bytes");
+    let mut kept = Vec::new();
+    slow.stdout().read_to_end(&mut kept).unwrap();
+    assert_eq!(kept.len(), BYTES, "what was kept for the slow one");
+    slow.outcome().ok();
+}
+
+/// A figure of a process's memory, in bytes.
+fn memory(pid: u32, what: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap() * 1024
 }
