@@ -8,17 +8,17 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_proto::duration::parse_duration;
 use mesh_proto::names::check_name;
 use mesh_proto::size::parse_size;
-use mesh_proto::v1;
 use serde::Deserialize;
-
-use crate::jail;
 
 use crate::attempts::MAX_RUNNING;
 use crate::backoff::RECONNECT_MS;
+
+mod flags;
+
+pub use flags::{AllowNetwork, Cli, Command, Flags, Level};
 
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,82 +31,6 @@ pub enum ConfigError {
     Value { what: &'static str, value: String, problem: String },
     #[error("no data directory: neither --data-dir nor a home directory is known; give --data-dir")]
     NoDataDir,
-}
-
-/// The node daemon of Planetary Mesh.
-#[derive(Debug, Parser)]
-#[command(name = "agent", version, about, arg_required_else_help = true)]
-pub struct Cli {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Enrol this machine in a mesh and exit
-    Join {
-        /// The token that `meshctl token create` printed; `-` reads it from standard input
-        #[arg(env = "MESH_JOIN_TOKEN", hide_env_values = true)]
-        token: String,
-        #[command(flatten)]
-        flags: Box<Flags>,
-    },
-    /// Run the daemon: take tasks and run them until told to stop
-    Run {
-        /// Enrol first with this token, when not enrolled yet; `-` reads it from standard input
-        #[arg(long, value_name = "TOKEN", env = "MESH_JOIN_TOKEN", hide_env_values = true)]
-        join: Option<String>,
-        #[command(flatten)]
-        flags: Box<Flags>,
-    },
-    /// Stop the daemon of this data directory: take nothing new, finish what is here
-    Stop {
-        /// End running tasks instead of waiting for them; they run again elsewhere
-        #[arg(long)]
-        kill: bool,
-        #[command(flatten)]
-        flags: Box<Flags>,
-    },
-    /// Try each layer of the sandbox on this machine and say what is missing
-    Check {
-        #[command(flatten)]
-        flags: Box<Flags>,
-    },
-}
-
-/// A sandbox level as flags spell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    None,
-    Basic,
-    Strict,
-}
-
-impl Level {
-    pub fn wire(self) -> v1::SandboxLevel {
-        match self {
-            Self::None => v1::SandboxLevel::None,
-            Self::Basic => v1::SandboxLevel::Basic,
-            Self::Strict => v1::SandboxLevel::Strict,
-        }
-    }
-
-    pub fn of_jail(self) -> jail::Level {
-        match self {
-            Self::None => jail::Level::None,
-            Self::Basic => jail::Level::Basic,
-            Self::Strict => jail::Level::Strict,
-        }
-    }
-}
-
-/// What of the network tasks may ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AllowNetwork {
-    None,
-    Host,
 }
 
 /// A directory that the operator lets jobs mount.
@@ -143,57 +67,6 @@ impl AllowedMount {
         }
         Ok(mount)
     }
-}
-
-/// The flags of every command; each has its environment variable and its key in the file.
-#[derive(Clone, Debug, Default, Args)]
-pub struct Flags {
-    /// Where identity, attempts and cached files are kept
-    #[arg(long, value_name = "DIR", env = "MESH_AGENT_DATA_DIR")]
-    pub data_dir: Option<PathBuf>,
-    /// A TOML file with any of these settings, spelt with `_` for `-`
-    #[arg(long, value_name = "FILE", env = "MESH_AGENT_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// The node's name in the mesh [default: the host name]
-    #[arg(long, env = "MESH_AGENT_NAME")]
-    pub name: Option<String>,
-    /// Tasks at a time [default: the number of cores]
-    #[arg(long, value_name = "N", env = "MESH_AGENT_SLOTS")]
-    pub slots: Option<u32>,
-    /// Memory for tasks, such as 8GiB [default: all but a reserve]
-    #[arg(long, value_name = "SIZE", env = "MESH_AGENT_MEMORY")]
-    pub memory: Option<String>,
-    /// Something true of this node, such as zone=lab; repeatable
-    #[arg(long, value_name = "KEY=VALUE", env = "MESH_AGENT_TAG", value_delimiter = ',')]
-    pub tag: Vec<String>,
-    /// Something that this node can do, such as ffmpeg; repeatable
-    #[arg(long, value_name = "NAME", env = "MESH_AGENT_CAPABILITY", value_delimiter = ',')]
-    pub capability: Vec<String>,
-    /// Units of something that tasks use up while they run, such as licence=2; repeatable
-    #[arg(long, value_name = "NAME=N", env = "MESH_AGENT_RESOURCE", value_delimiter = ',')]
-    pub resource: Vec<String>,
-    /// The weakest sandbox that this node accepts [default: strict]
-    #[arg(long, value_name = "LEVEL", env = "MESH_AGENT_SANDBOX_ALLOW")]
-    pub sandbox_allow: Option<Level>,
-    /// A directory that jobs may mount by name, such as data=/srv/data:ro; repeatable. With
-    /// `:owner=UID[.GID]` the files of that owner are the task's
-    #[arg(
-        long,
-        value_name = "NAME=/PATH[:ro][:owner=UID[.GID]]",
-        env = "MESH_AGENT_ALLOW_MOUNT",
-        value_delimiter = ','
-    )]
-    pub allow_mount: Vec<String>,
-    /// The most of the network that a task may ask for: none or host [default: host]
-    #[arg(long, value_name = "KIND", env = "MESH_AGENT_ALLOW_NETWORK")]
-    pub allow_network: Option<AllowNetwork>,
-    /// Serve /metrics and /healthz there [default: off]
-    #[arg(long, value_name = "HOST:PORT", env = "MESH_AGENT_HTTP_LISTEN")]
-    pub http_listen: Option<SocketAddr>,
-    /// First of the user ids that tasks run as when the agent is root, one for each slot
-    /// [default: from 300000 on, different for each data directory]
-    #[arg(long, value_name = "UID", env = "MESH_AGENT_UID_BASE")]
-    pub uid_base: Option<u32>,
 }
 
 /// The file, with the same settings and the ones that few need.
@@ -465,97 +338,4 @@ fn valid_name(host: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(args: &[&str]) -> Result<Config, ConfigError> {
-        let cli = Cli::try_parse_from([&["agent", "check", "--data-dir", "/d"], args].concat()).unwrap();
-        let Command::Check { flags } = cli.command else { panic!("not check") };
-        Config::load(&flags)
-    }
-
-    #[test]
-    fn flags_win_over_the_file_and_add_to_its_lists() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("agent.toml");
-        let text = "name = 'from-file'\nslots = 3\nmemory = '2GiB'\ncapabilities = ['ffmpeg']\n\
-                    reconnect_max = '30s'\n[tags]\nzone = 'a'\nrack = '1'\n";
-        std::fs::write(&path, text).unwrap();
-        let config = parse(&[
-            "--config",
-            path.to_str().unwrap(),
-            "--slots",
-            "5",
-            "--tag",
-            "zone=b",
-            "--capability",
-            "blender",
-            "--resource",
-            "licence=2",
-        ])
-        .unwrap();
-        assert_eq!(config.name, "from-file");
-        assert_eq!(config.slots, Some(5));
-        assert_eq!(config.memory_bytes, Some(2 << 30));
-        assert_eq!(config.tags["zone"], "b");
-        assert_eq!(config.tags["rack"], "1");
-        assert_eq!(config.capabilities, ["blender", "ffmpeg"]);
-        assert_eq!(config.resources["licence"], 2);
-        assert_eq!(config.timings.reconnect_max, Duration::from_secs(30));
-    }
-
-    #[test]
-    fn what_cannot_be_meant_is_refused_with_its_place() {
-        let message = |args: &[&str]| parse(args).unwrap_err().to_string();
-        assert!(message(&["--name", "Node A"]).contains("node name `Node A` contains 'N'"));
-        assert!(message(&["--slots", "0"]).contains("slots `0`"));
-        assert!(message(&["--memory", "lots"]).contains("lots"));
-        assert!(message(&["--tag", "zone"]).contains("lacks its `=`"));
-        assert!(message(&["--resource", "gpu=many"]).contains("gpu=many"));
-        assert!(message(&["--allow-mount", "data=srv"]).contains("no absolute path"));
-        assert!(message(&["--allow-mount", "data=/srv:rw"]).contains("an option other than"));
-        assert!(message(&["--allow-mount", "Data=/srv"]).contains("mount `Data`"));
-    }
-
-    #[test]
-    fn mounts_are_read_with_their_options() {
-        let config = parse(&["--allow-mount", "data=/srv/data:ro,home=/home/x:owner=1000.100"]).unwrap();
-        let mount = |path: &str, read_only, owner| AllowedMount { path: path.into(), read_only, owner };
-        assert_eq!(config.mounts["data"], mount("/srv/data", true, None));
-        assert_eq!(config.mounts["home"], mount("/home/x", false, Some((1000, 100))));
-    }
-
-    #[test]
-    fn an_unknown_key_in_the_file_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("agent.toml");
-        std::fs::write(&path, "slots = 2\nslotz = 3\n").unwrap();
-        let message = parse(&["--config", path.to_str().unwrap()]).unwrap_err().to_string();
-        assert!(message.contains("slotz") && message.contains("agent.toml"), "{message}");
-    }
-
-    #[test]
-    fn agents_on_one_machine_have_users_of_their_own() {
-        let bases: Vec<u32> =
-            ["/d/attic", "/d/office", "/d/lab"].map(|dir| default_uids(Path::new(dir))).to_vec();
-        for (place, base) in bases.iter().enumerate() {
-            assert!((300_000..=1_348_576 - MAX_RUNNING).contains(base), "{base}");
-            assert!(bases[..place].iter().all(|other| other.abs_diff(*base) >= MAX_RUNNING), "{bases:?}");
-        }
-    }
-
-    #[test]
-    fn any_host_name_becomes_a_valid_node_name() {
-        for (host, name) in [
-            ("Desk.Example.org", "desk.example.org"),
-            ("MY PC", "my-pc"),
-            ("-.", "node"),
-            ("", "node"),
-            ("übung", "bung"),
-        ] {
-            assert_eq!(valid_name(host), name);
-            assert_eq!(check_name(&valid_name(host)), Ok(()));
-        }
-        assert_eq!(check_name(&valid_name(&"x".repeat(300))), Ok(()));
-    }
-}
+mod tests;

@@ -4,36 +4,37 @@
 //! May enter: the order of things and what each failure is called. Each step's work is in a room
 //! of its own (`stage`, `jailer`, `progress`, `collect`, `blobs/`).
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesh_proto::digest::Digest;
 use mesh_proto::ids::AttemptKey;
-use mesh_proto::v1::{self, Assignment, Cause, Ended, FileEntry};
+use mesh_proto::v1::{Assignment, Cause, Ended};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::attempts::{Input, Stop};
-use crate::beneath::{Owner, Root};
-use crate::blobs::{BlobError, Blobs};
-use crate::collect::{self, Bounds, CollectError};
+use crate::beneath::Owner;
+use crate::blobs::Blobs;
 use crate::command;
-use crate::config::{Config, Level};
-use crate::facts::wire_level;
+use crate::config::Config;
 use crate::hub::Hub;
 use crate::jail::{self, ExitCause, ExitRecord};
 use crate::jailer::{Fate, Jailer};
 use crate::node::NodeRpc;
 use crate::progress;
-use crate::records::{RecordError, Records};
+use crate::records::Records;
 use crate::stage;
 
-/// The longest message of an end, in bytes.
-const MAX_MESSAGE: usize = 1024;
+mod outputs;
+mod prepare;
+mod words;
+
+use words::{end, of_record, with_sources};
+pub use words::{infra, started};
+
 /// A start is told after this time, unless its end has come by then: a short task is one commit
 /// of the coordinator less, and nobody sees a start that early.
 const LINGER: Duration = Duration::from_millis(5);
@@ -211,140 +212,6 @@ impl Runner<'_> {
         self.follow(fate).await
     }
 
-    /// Writes the attempt down and makes its work directory; the level that it is to run at.
-    async fn prepare(&mut self) -> Result<jail::Level, Cut> {
-        let assignment = &self.job.assignment;
-        if assignment.inputs.is_empty() && !assignment.inputs_listed {
-            // Nothing to wait for: one way to a blocking thread and back.
-            let (write, make) = (self.writing(), self.making());
-            let staged = tokio::task::spawn_blocking(move || {
-                write().map_err(|error| Cut::infra(&error))?;
-                make().map(drop).map_err(|error| Cut::stage(&error))
-            });
-            flat(staged.await)??;
-            return self.level();
-        }
-        flat(tokio::task::spawn_blocking(self.writing()).await)?.map_err(|error| Cut::infra(&error))?;
-        let level = self.level()?;
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            stop = stopped(&mut stop) => return Err(Cut::Stopped(stop)),
-            staged = self.stage() => staged?,
-        }
-        Ok(level)
-    }
-
-    /// Whether it must not outlive its node's lease.
-    fn lives_on_lease(&self) -> bool {
-        self.job.assignment.on_disconnect() == v1::OnDisconnect::Kill
-    }
-
-    /// The level to run at, or why this node does not.
-    fn level(&self) -> Result<jail::Level, Cut> {
-        let refuse = |why: String| Err(Cut::End(Box::new(end(Cause::Sandbox, why))));
-        if self.lives_on_lease() && !self.context.jail.knows_leases() {
-            return refuse(
-                "the jail that runs here is of an older version and would not end it when the node is cut off \
-                 (`on_disconnect: kill`); it goes with the last task of that version"
-                    .to_owned(),
-            );
-        }
-        match self.job.assignment.sandbox() {
-            wanted @ (v1::SandboxLevel::Strict | v1::SandboxLevel::Basic)
-                if wire_level(self.context.strongest) < wanted =>
-            {
-                refuse(format!(
-                    "this node cannot confine tasks at level {}; `agent check` says why",
-                    if wanted == v1::SandboxLevel::Strict { "strict" } else { "basic" }
-                ))
-            }
-            v1::SandboxLevel::Basic if self.context.config.sandbox_allow == Level::Strict => refuse(
-                "this node runs tasks in the strict sandbox alone (--sandbox-allow basic would let it)"
-                    .to_owned(),
-            ),
-            v1::SandboxLevel::None if self.context.config.sandbox_allow != Level::None => refuse(
-                "this node does not run tasks without a sandbox (--sandbox-allow none would let it)"
-                    .to_owned(),
-            ),
-            v1::SandboxLevel::None => Ok(jail::Level::None),
-            v1::SandboxLevel::Basic => Ok(jail::Level::Basic),
-            v1::SandboxLevel::Strict | v1::SandboxLevel::Unspecified => Ok(jail::Level::Strict),
-        }
-    }
-
-    /// Blocking work: the assignment to its record.
-    fn writing(&self) -> impl FnOnce() -> Result<(), RecordError> + Send + 'static {
-        let (records, job) = (self.context.records.clone(), &self.job);
-        let (key, slot, assignment) = (job.key, job.slot, job.assignment.clone());
-        let owner = self.context.owner(slot);
-        move || {
-            records.write(key, slot, &assignment)?;
-            if let Some(Owner { gid, .. }) = owner {
-                let dir = records.dir(key);
-                std::os::unix::fs::chown(&dir, None, Some(gid))
-                    .map_err(|source| RecordError::Io { path: dir, source })?;
-            }
-            Ok(())
-        }
-    }
-
-    /// Blocking work: the work directory, without inputs.
-    fn making(&self) -> impl FnOnce() -> Result<Root, stage::StageError> + Send + 'static {
-        let (path, assignment) = (self.context.work_dir(self.job.key), self.job.assignment.clone());
-        let owner = self.context.owner(self.job.slot);
-        let in_data_dir = *self.context.work_root == self.context.config.data_dir.join("attempts");
-        move || {
-            if !in_data_dir && let Some(area) = path.parent() {
-                make_area(area, owner).map_err(stage::StageError::Work)?;
-            }
-            stage::work_dir(&path, owner, &assignment)
-        }
-    }
-
-    async fn stage(&self) -> Result<(), Cut> {
-        let inputs = self.inputs().await?;
-        let made = tokio::task::spawn_blocking(self.making());
-        let root = Arc::new(flat(made.await)?.map_err(|error| Cut::stage(&error))?);
-        for entry in inputs {
-            let content = if entry.directory { None } else { Some(self.fetch(&entry).await?) };
-            let root = root.clone();
-            let placed = tokio::task::spawn_blocking(move || {
-                let mut content = content;
-                stage::place(&root, &entry, content.as_mut())
-            });
-            flat(placed.await)?.map_err(|error| Cut::stage(&error))?;
-        }
-        Ok(())
-    }
-
-    async fn inputs(&self) -> Result<Vec<FileEntry>, Cut> {
-        if !self.job.assignment.inputs_listed {
-            return Ok(self.job.assignment.inputs.clone());
-        }
-        self.context.rpc.list_inputs(self.job.key).await.map_err(|status| {
-            Cut::End(Box::new(end(
-                Cause::Staging,
-                format!("the coordinator does not list the inputs: {}", status.message()),
-            )))
-        })
-    }
-
-    async fn fetch(&self, entry: &FileEntry) -> Result<std::fs::File, Cut> {
-        let staging = |problem: String| Cut::End(Box::new(end(Cause::Staging, problem)));
-        let digest = Digest::try_from(&entry.digest[..])
-            .map_err(|error| staging(format!("input `{}`: {error}", entry.path)))?;
-        self.context.blobs.fetch(digest, entry.size).await.map_err(|error| match error {
-            BlobError::Disk(_) | BlobError::Stopped => Cut::infra(&error),
-            BlobError::Stalled { .. } => {
-                Cut::End(Box::new(infra(format!("input `{}` could not be fetched: {error}", entry.path))))
-            }
-            BlobError::Missing(_) | BlobError::Corrupt(_) | BlobError::Refused(_) => {
-                staging(format!("input `{}`: {error}", entry.path))
-            }
-        })
-    }
-
     /// Waits for the process's end, telling of its start and progress and passing stops on.
     async fn follow(&mut self, mut fate: watch::Receiver<Fate>) -> Result<Box<Ended>, Cut> {
         let key = self.job.key;
@@ -476,39 +343,6 @@ impl Runner<'_> {
         Ok(bytes.into())
     }
 
-    async fn collect(&self) -> Result<Vec<FileEntry>, Cut> {
-        let work = self.context.work_dir(self.job.key);
-        let limits = self.context.config.limits;
-        let bounds = Bounds {
-            files: limits.max_output_files,
-            bytes: limits.max_output_size,
-            uid: self.context.owner(self.job.slot).map(|owner| owner.uid),
-            patience: Bounds::PATIENCE,
-        };
-        let assignment = self.job.assignment.clone();
-        let found = tokio::task::spawn_blocking(move || {
-            let root = Root::open(&work, None)?;
-            let entries = collect::collect(&root, &assignment.outputs, bounds)?;
-            Ok::<_, CollectError>((root, entries))
-        });
-        let (root, entries) = flat(found.await)?.map_err(|error| match error {
-            CollectError::Io(_) => Cut::infra(&error),
-            error => Cut::End(Box::new(end(Cause::Output, error.to_string()))),
-        })?;
-        let files = entries.iter().filter(|entry| !entry.directory);
-        let paths: HashMap<Digest, &FileEntry> =
-            files.filter_map(|entry| Some((Digest::try_from(&entry.digest[..]).ok()?, entry))).collect();
-        let blobs: Vec<(Digest, u64)> = paths.iter().map(|(digest, entry)| (*digest, entry.size)).collect();
-        let open = |digest: Digest| match paths.get(&digest) {
-            Some(entry) => root.read(&entry.path).map(|(file, _)| file),
-            None => Err(std::io::ErrorKind::NotFound.into()),
-        };
-        self.context.blobs.upload(&blobs, open).await.map_err(|error| {
-            Cut::End(Box::new(infra(format!("its outputs could not be sent: {}", with_sources(&error)))))
-        })?;
-        Ok(entries)
-    }
-
     fn discarded(&self) -> bool {
         *self.stop.borrow() == Some(Stop::Discard)
     }
@@ -522,33 +356,6 @@ impl Cut {
     fn stage(error: &stage::StageError) -> Self {
         let cause = if error.is_infra() { Cause::Infra } else { Cause::Staging };
         Self::End(Box::new(end(cause, error.to_string())))
-    }
-}
-
-/// An error with what lies below it.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(source) = below {
-        let more = source.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        below = source.source();
-    }
-    text
-}
-
-/// A directory that only the slot's user may pass through.
-fn make_area(area: &std::path::Path, owner: Option<Owner>) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    match std::fs::DirBuilder::new().mode(0o710).create(area) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    match owner {
-        Some(Owner { gid, .. }) => std::os::unix::fs::chown(area, None, Some(gid)),
-        None => Ok(()),
     }
 }
 
@@ -575,83 +382,4 @@ async fn cancelled(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
         Ok(stop) => stop.unwrap_or(Stop::Cancel),
         Err(_) => std::future::pending().await,
     }
-}
-
-/// The start as it is told.
-pub fn started(assignment: &Assignment, process: jail::Started, held: jail::Limits) -> v1::Started {
-    let level = match assignment.sandbox() {
-        v1::SandboxLevel::None => v1::SandboxLevel::None,
-        v1::SandboxLevel::Basic => v1::SandboxLevel::Basic,
-        v1::SandboxLevel::Unspecified | v1::SandboxLevel::Strict => v1::SandboxLevel::Strict,
-    };
-    let limits = match (level, held) {
-        (v1::SandboxLevel::Strict, jail::Limits::Cgroup) => v1::Limits::Cgroup,
-        (v1::SandboxLevel::Strict, jail::Limits::Rlimit) => v1::Limits::Rlimit,
-        (_, jail::Limits::Cgroup | jail::Limits::Rlimit) => v1::Limits::Unspecified,
-    };
-    v1::Started { at_ms: process.at_ms, sandbox: level.into(), limits: limits.into() }
-}
-
-/// The end of something that the node could not run.
-pub fn infra(message: String) -> Ended {
-    end(Cause::Infra, message)
-}
-
-fn end(cause: Cause, mut message: String) -> Ended {
-    while message.len() > MAX_MESSAGE {
-        message.pop();
-    }
-    Ended { cause: cause.into(), message, ended_at_ms: crate::clock::unix_ms(), ..Ended::default() }
-}
-
-/// How the process ended, in the coordinator's words.
-fn of_record(record: &ExitRecord, stop: Option<Stop>) -> Ended {
-    let (cause, message) = match &record.cause {
-        // It may have ended by itself just before the cancel reached it; what it left is not wanted.
-        ExitCause::Exited(0) if stop == Some(Stop::Cancel) => (Cause::Cancelled, "cancelled".to_owned()),
-        ExitCause::Exited(_) => (Cause::Exit, String::new()),
-        ExitCause::Signalled(_) => (Cause::Signal, String::new()),
-        ExitCause::TimedOut => (Cause::Timeout, "it ran longer than its timeout".to_owned()),
-        ExitCause::Killed if record.killer == jail::Killer::Lease => (
-            Cause::Lost,
-            "no coordinator acknowledged its node for too long (on_disconnect: kill)".to_owned(),
-        ),
-        ExitCause::Killed if record.killer == jail::Killer::Orphaned => {
-            (Cause::Infra, "its agent was away for longer than orphan_timeout".to_owned())
-        }
-        ExitCause::Killed => match stop {
-            // None: an operator ended it while no daemon ran. A cancel
-            // that a daemon before this one passed on is known to the coordinator anyway.
-            Some(Stop::Shutdown) | None => (Cause::Infra, "the agent was stopped with its tasks".to_owned()),
-            Some(Stop::Cancel | Stop::Discard) => (Cause::Cancelled, "cancelled".to_owned()),
-        },
-        ExitCause::OutOfMemory => (Cause::Oom, "it used more memory than it may".to_owned()),
-        ExitCause::DiskFull(why) => (Cause::Disk, why.clone()),
-        ExitCause::SpawnFailed(why) => (Cause::Infra, format!("the process could not be started: {why}")),
-        ExitCause::OutputLost(why) => (Cause::Infra, format!("its output could not be kept: {why}")),
-    };
-    let (exit_code, signal) = match record.cause {
-        ExitCause::Exited(code) => (code, 0),
-        ExitCause::Signalled(signal) => (0, signal),
-        ExitCause::TimedOut
-        | ExitCause::Killed
-        | ExitCause::OutOfMemory
-        | ExitCause::DiskFull(_)
-        | ExitCause::SpawnFailed(_)
-        | ExitCause::OutputLost(_) => (0, 0),
-    };
-    Ended {
-        exit_code,
-        signal,
-        started_at_ms: record.started_at_ms,
-        ended_at_ms: record.ended_at_ms,
-        run_ms: record.run_ms,
-        cpu_ms: record.cpu_ms,
-        max_rss_bytes: record.max_rss_bytes,
-        ..end_at(cause, message)
-    }
-}
-
-fn end_at(cause: Cause, message: String) -> Ended {
-    Ended { ended_at_ms: 0, ..end(cause, message) }
 }
