@@ -105,7 +105,12 @@ impl Metrics {
             )?,
             task_queue: seconds(&registry, "task_queue_seconds", "From ready to the process start", &LONG)?,
             task_run: seconds(&registry, "task_run_seconds", "From the process start to its end", &LONG)?,
-            job: seconds(&registry, "job_seconds", "From the submit to the terminal state", &LONG)?,
+            job: seconds(
+                &registry,
+                "job_seconds",
+                "From the submit to the terminal state; at each end of a job that was redriven",
+                &LONG,
+            )?,
             decisions: counters(
                 &registry,
                 "scheduler_decisions_total",

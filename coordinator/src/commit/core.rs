@@ -16,10 +16,11 @@ use tracing::{error, info, warn};
 
 use super::{
     batch::{name, reply_of},
-    handle::{Core, Message, Phase, Standing},
+    handle::{Core, Message, Phase},
     lead::End,
     outside::Outside,
     standby::{self, Claim},
+    standing::Standing,
     term::{self, Begun},
 };
 use crate::{

@@ -34,11 +34,13 @@ mod handle;
 mod lead;
 mod outside;
 mod standby;
+mod standing;
 mod term;
 #[cfg(test)]
 mod tests;
 
 pub use core::{CommitLoop, Options};
-pub use handle::{Core, CoreError, Phase, Standing, halted_status, standby_status};
+pub use handle::{Core, CoreError, Phase, halted_status, standby_status};
 pub use outside::Outside;
 pub use standby::{Pulse, look_every};
+pub use standing::Standing;

@@ -22,10 +22,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{
-    core::Options,
-    handle::{Phase, Standing},
-};
+use super::{core::Options, handle::Phase, standing::Standing};
 use crate::{
     failpoint::{Point, reach},
     store::{

@@ -1,7 +1,7 @@
 //! The process dies at every point of the commit path, each time that it comes by: what was
 //! acknowledged is there after the restart, and nothing is there twice.
 //!
-//! A person submits jobs and cancels one, a node runs what it is told to, both again and again
+//! A person submits jobs, cancels one and redrives another that failed; a node runs what it is told to, both again and again
 //! until they are answered; at one point the commit loop dies and is started anew.
 
 use std::{
@@ -24,7 +24,7 @@ use crate::{
     engine::{
         Totals,
         effect::{Ack, Refusal, Reply, Say, Verdict},
-        event::{AttemptEnd, Event, Held, NewJob, NodeRecord, Registration, ReplyId},
+        event::{AttemptEnd, Event, Held, NewJob, NodeRecord, Redrive, RedriveKey, Registration, ReplyId},
     },
     failpoint::{Point, arm, disarm},
     metrics::Metrics,
@@ -114,7 +114,9 @@ struct Story {
     /// The jobs of the person, once they are acknowledged.
     wide: Option<JobNumber>,
     doomed: Option<JobNumber>,
+    fragile: Option<JobNumber>,
     cancelled: bool,
+    redriven: bool,
     poison_refused: bool,
 }
 
@@ -127,6 +129,11 @@ fn doomed(story: u32) -> NewJob {
     NewJob { idempotency_key: Some(format!("doomed {story}")), ..new_job(job(vec![task("endless")])) }
 }
 
+/// Fails, and ends well when it is tried again.
+fn fragile(story: u32) -> NewJob {
+    NewJob { idempotency_key: Some(format!("fragile {story}")), ..new_job(job(vec![task("again")])) }
+}
+
 impl Story {
     fn new(pool: &PgPool, record: &NodeRecord, number: u32) -> Self {
         let node = Node {
@@ -137,16 +144,27 @@ impl Story {
             told: BTreeSet::new(),
         };
         let pool = pool.clone();
-        Self { pool, node, number, wide: None, doomed: None, cancelled: false, poison_refused: false }
+        Self {
+            pool,
+            node,
+            number,
+            wide: None,
+            doomed: None,
+            fragile: None,
+            cancelled: false,
+            redriven: false,
+            poison_refused: false,
+        }
     }
 
     /// Plays it with one death, and says whether anybody died.
     async fn play(mut self, database: &TestDatabase, options: &Options, point: Point, passes: u32) -> bool {
         let mut life = Life::begin(database, options);
         arm(point, passes, life.running.abort_handle());
+        let store = Store::new(database.options.clone(), 2);
         let mut lives = 1;
         loop {
-            if self.go_on(&mut life).await.is_ok() {
+            if self.go_on(&mut life, &store).await.is_ok() {
                 life.stop.cancel();
                 if soon(life.running).await.is_ok_and(|end| end.is_ok()) {
                     break;
@@ -165,13 +183,16 @@ impl Story {
     }
 
     /// Goes on until everything is over, or until the coordinator dies.
-    async fn go_on(&mut self, life: &mut Life) -> Result<(), Died> {
+    async fn go_on(&mut self, life: &mut Life, store: &Store) -> Result<(), Died> {
         self.register(life).await?;
         if self.doomed.is_none() {
             self.doomed = Some(submit(life, doomed(self.number)).await?);
         }
         if self.wide.is_none() {
             self.wide = Some(submit(life, wide(self.number)).await?);
+        }
+        if self.fragile.is_none() {
+            self.fragile = Some(submit(life, fragile(self.number)).await?);
         }
         if !self.poison_refused {
             let poison = Arc::new(poison());
@@ -188,6 +209,16 @@ impl Story {
             assert!(gone || matches!(reply, Reply::Cancelled { .. }), "{reply:?}");
             self.cancelled = true;
         }
+        self.work(life).await?;
+        if !self.redriven {
+            self.redrive(life, store).await?;
+            self.redriven = true;
+        }
+        self.work(life).await
+    }
+
+    /// The node does what it is told to until everything is over.
+    async fn work(&mut self, life: &mut Life) -> Result<(), Died> {
         while !self.over().await {
             match soon(life.heard.recv()).await {
                 None => return Err(Died),
@@ -196,6 +227,30 @@ impl Story {
             }
         }
         Ok(())
+    }
+
+    /// As the handler does it: what was done under the key before is not done again.
+    async fn redrive(&self, life: &Life, store: &Store) -> Result<(), Died> {
+        let job = self.fragile.unwrap();
+        loop {
+            if store.redrive_by_key(job, "ann", "once").await.unwrap().is_some() {
+                return Ok(());
+            }
+            let redrive = Arc::new(Redrive {
+                job,
+                targets: Vec::new(),
+                stored: store.stored_job(job).await.unwrap().filter(|job| job.finished_at.is_some()),
+                by: "ann".to_owned(),
+                detail: String::new(),
+                key: Some(RedriveKey { key: "once".to_owned(), payload_digest: [0; 32] }),
+            });
+            let asked = |reply| Event::JobRedriven { reply, redrive: Arc::clone(&redrive) };
+            match life.ask(asked).await? {
+                Reply::Redriven { redriven: 1, .. } => return Ok(()),
+                Reply::Refused(Refusal::Changed(_) | Refusal::NothingDead(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     async fn register(&mut self, life: &Life) -> Result<(), Died> {
@@ -282,7 +337,8 @@ impl Story {
         if Some(attempt.task.job) == self.doomed {
             return Ok(());
         }
-        self.ends(life, attempt, exited(0)).await
+        let fails = Some(attempt.task.job) == self.fragile && attempt.number == 1;
+        self.ends(life, attempt, exited(i32::from(fails))).await
     }
 
     async fn ends(&mut self, life: &Life, attempt: AttemptKey, end: AttemptEnd) -> Result<(), Died> {
@@ -328,7 +384,7 @@ impl Story {
 
     /// What was acknowledged is there, and nothing twice.
     async fn check(&self) {
-        let (doomed, wide) = (self.doomed.unwrap(), self.wide.unwrap());
+        let (doomed, wide, fragile) = (self.doomed.unwrap(), self.wide.unwrap(), self.fragile.unwrap());
         let jobs: Vec<(i64, String, String)> = sqlx::query_as(
             "SELECT number, idempotency_key, state::text FROM jobs WHERE idempotency_key LIKE '% ' || $1
              ORDER BY idempotency_key",
@@ -338,19 +394,29 @@ impl Story {
         .await
         .unwrap();
         let expected =
-            [(doomed, "doomed", "cancelled"), (wide, "wide", "completed")].map(|(job, key, state)| {
-                (job.0.cast_signed(), format!("{key} {}", self.number), state.to_owned())
-            });
+            [(doomed, "doomed", "cancelled"), (fragile, "fragile", "completed"), (wide, "wide", "completed")]
+                .map(|(job, key, state)| {
+                    (job.0.cast_signed(), format!("{key} {}", self.number), state.to_owned())
+                });
         assert_eq!(jobs, expected, "each job once, under the number that was acknowledged");
         let attempts: Vec<(i64, i32, i32, i32, String, Uuid)> = sqlx::query_as(
-            "SELECT job, task, index, number, cause::text, node FROM attempts WHERE job IN ($1, $2)",
+            "SELECT job, task, index, number, cause::text, node FROM attempts WHERE job IN ($1, $2, $3)",
         )
         .bind(doomed.0.cast_signed())
         .bind(wide.0.cast_signed())
+        .bind(fragile.0.cast_signed())
         .fetch_all(&self.pool)
         .await
         .unwrap();
-        let ends: Vec<_> = attempts.iter().filter(|row| row.0 == expected[1].0).collect();
+        let tries = attempts.iter().filter(|row| row.0 == expected[1].0).count();
+        let redriven: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM audit WHERE action = 'job.redrive' AND subject = $1")
+                .bind(fragile.0.to_string())
+                .fetch_one(&self.pool)
+                .await
+                .unwrap();
+        assert_eq!((tries, redriven), (2, 1), "one redrive, one new attempt");
+        let ends: Vec<_> = attempts.iter().filter(|row| row.0 == expected[2].0).collect();
         assert_eq!(ends.len(), 4, "one attempt for each task: {ends:?}");
         assert!(ends.iter().all(|row| row.3 == 1 && row.4 == "exit"), "{ends:?}");
         assert!(attempts.iter().all(|row| NodeId(row.5) == self.node.record.id), "{attempts:?}");
