@@ -28,8 +28,8 @@ use super::{
 
 /// Free keepers that are kept.
 const STOCK: usize = 64;
-/// How long a keeper may leave an order unread.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a keeper may leave an order unread, or unanswered.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a keeper stands: what tasks of the same kind have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use super::{
     clock,
     held::Held,
     keeper::Keeper,
-    keepers::Standing,
+    keepers::{PATIENCE, Standing},
     log,
     plan::Plan,
     protocol::{ExitCause, ExitRecord, Killer, StartRequest, Started},
@@ -67,6 +67,8 @@ enum Verdict {
 pub struct Running {
     pub attempt: AttemptKey,
     kept: Kept,
+    /// Until when a standing keeper may leave its order unanswered.
+    patience: Option<Duration>,
     /// Whether the command runs.
     runs: bool,
     /// When that is to be told, as long as it is not.
@@ -136,9 +138,11 @@ impl Running {
                 return Err(Box::new(NotStarted { why, post, pending }));
             }
         };
+        let patience = matches!(kept, Kept::Standing(_)).then(|| clock::boot() + PATIENCE);
         Ok(Self {
             attempt: request.attempt,
             kept,
+            patience,
             runs: false,
             announce: None,
             contained: plan.contained(),

@@ -109,6 +109,34 @@ async fn namespace(node: &mut Node) -> String {
 }
 
 #[test]
+fn a_keeper_that_does_not_answer_is_replaced() {
+    as_root(async |mut node: Node| {
+        for level in [Level::None, Level::Strict] {
+            node.run(StartRequest { level, ..node.request(&["/bin/true"]) }).await;
+        }
+        for level in [Level::None, Level::Strict] {
+            let keepers = children(node.client.jail_pid());
+            for keeper in &keepers {
+                rustix::process::kill_process(*keeper, rustix::process::Signal::STOP).unwrap();
+            }
+            let ended = node.run(StartRequest { level, ..node.request(&["/bin/true"]) }).await;
+            let why = format!("{:?}", ended.record.cause);
+            assert!(why.contains("SpawnFailed") && why.contains("does not answer"), "{why}");
+            node.run(StartRequest { level, ..node.shell("exit 6") }).await.expect(&ExitCause::Exited(6));
+            for keeper in children(node.client.jail_pid()) {
+                rustix::process::kill_process(keeper, rustix::process::Signal::CONT).unwrap();
+            }
+        }
+    });
+}
+
+fn children(pid: u32) -> Vec<rustix::process::Pid> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let pids = children.split_ascii_whitespace().map(|pid| pid.parse().unwrap());
+    pids.map(|pid| rustix::process::Pid::from_raw(pid).unwrap()).collect()
+}
+
+#[test]
 fn what_cannot_be_started_costs_no_keeper() {
     as_root(async |mut node: Node| {
         let (first, slot) = (keeper(&mut node).await, namespace(&mut node).await);

@@ -5,8 +5,11 @@ use std::time::Duration;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{
-    super::{clock, protocol::Killer},
-    Kept, Running,
+    super::{
+        clock,
+        protocol::{ExitCause, Killer},
+    },
+    Kept, Running, Verdict,
 };
 
 /// How long a keeper outside of a pid namespace may hunt before it is killed and the jail hunts.
@@ -111,6 +114,11 @@ impl Running {
 
     /// When something of it ends.
     fn deadline(&self) -> Option<Duration> {
+        self.next_stage().into_iter().chain(self.patience).min()
+    }
+
+    /// When its ending begins or goes on.
+    fn next_stage(&self) -> Option<Duration> {
         match &self.ending {
             // A task that was asked to end has no longer than its lease either.
             Some(ending) if ending.stage == Stage::Asked => {
@@ -129,6 +137,14 @@ impl Running {
     /// Does what is due.
     pub fn tick(&mut self, now: Duration) {
         if self.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        if self.patience.is_some_and(|until| until <= now) {
+            // Nothing runs yet, and nothing would ever be heard of it.
+            self.patience = None;
+            let why = "the keeper that stands ready does not answer".to_owned();
+            self.verdict = Some(Verdict::Failed(ExitCause::SpawnFailed(why)));
+            let _gone = pidfd_send_signal(&self.kept.keeper().pidfd, Signal::KILL);
             return;
         }
         let lease_is_over = self.lease.is_some_and(|lease| lease <= now);

@@ -31,6 +31,7 @@ impl Running {
             }
             Kept::Standing(standing) => {
                 for news in standing.hear() {
+                    self.patience = None;
                     self.learn(news);
                 }
             }
