@@ -35,6 +35,15 @@ impl World {
             Fault::Reboot { node, down } => self.reboot(node, down),
             Fault::Cut { node } => self.cut_node(node),
             Fault::Partition { node, host, up, down, lasts } => self.partition(node, host, (up, down), lasts),
+            Fault::Flap { node, lasts } => {
+                self.history.note(self.now, "link flaps", format_args!("{node}"));
+                self.partition(Some(node), None, (true, true), SECOND);
+                self.cut_node(node);
+                if lasts > 2 * SECOND {
+                    let again = Fault::Flap { node, lasts: lasts - 2 * SECOND };
+                    self.after(2 * SECOND, Happening::Fault(again));
+                }
+            }
             Fault::CrashCoordinator { host, down } => {
                 self.turn = host;
                 self.crash(down);

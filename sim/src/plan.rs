@@ -85,7 +85,8 @@ impl Plan {
         let hosts: Vec<i64> = (0..3).map(|_| gains()).collect();
         let hosts = hosts[..rng.pick(&[1, 2, 2, 3]).unwrap_or(1)].to_vec();
         let mut faults = trouble::faults(&mut rng, nodes.len(), hosts.len(), healed_at);
-        faults.extend(trouble::read_only(&mut Rng::new(seed ^ 0x7265_6164_6f6e_6c79), healed_at));
+        faults.extend(trouble::read_only(&mut Rng::new(seed ^ 0x0072_6561_6473), healed_at));
+        faults.extend(trouble::flaps(&mut Rng::new(seed ^ 0x666c_6170_7321), nodes.len(), healed_at));
         let mut rate = |most: u64| if rng.chance(400) { rng.skewed(1, most) } else { 0 };
         let weather = Weather {
             late: rate(100),

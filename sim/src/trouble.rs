@@ -77,6 +77,11 @@ pub enum Fault {
         down: bool,
         lasts: Micros,
     },
+    /// The link breaks for a second, and again a second later, for so long.
+    Flap {
+        node: usize,
+        lasts: Micros,
+    },
     CrashCoordinator {
         host: usize,
         down: Micros,
@@ -182,6 +187,13 @@ pub fn read_only(rng: &mut Rng, healed_at: Micros) -> Vec<(Micros, Fault)> {
     let most = if rng.chance(200) { 3 } else { 1 };
     let fault = |rng: &mut Rng| Fault::DatabaseReadOnly { lasts: rng.skewed(100 * MS, 45 * SECOND) };
     (1..rng.range(1, most + 1)).map(|_| (rng.range(SECOND, healed_at), fault(rng))).collect()
+}
+
+/// In an eighth of the seeds a node's link flaps for a while, mostly until all is healed.
+pub fn flaps(rng: &mut Rng, nodes: usize, healed_at: Micros) -> Option<(Micros, Fault)> {
+    let fault = Fault::Flap { node: rng.index(nodes), lasts: rng.range(10 * SECOND, 180 * SECOND) };
+    let at = rng.range(SECOND, healed_at / 2);
+    rng.chance(125).then_some((at, fault))
 }
 
 /// One node and all hosts, one host and all nodes, or one of each.

@@ -103,6 +103,7 @@ fn promises_hold_7_and_what_can_go_wrong_does() {
         "database slow",
         "lease is over",
         "lock broken",
+        "link flaps",
         "machine reboots",
         "mesh halts",
         "message comes twice",
