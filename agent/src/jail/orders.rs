@@ -1,5 +1,6 @@
 //! Orders of the jail to a process that stands by for it: a slot's helper, a standing keeper. A stream
-//! of messages as in `protocol`, the descriptors of a task beside the message that starts it.
+//! of messages, each with its length before it, the descriptors of a task beside the message that starts
+//! it. Both sides are forks of one program, so the form is compact and nobody else's.
 
 use std::{
     collections::VecDeque,
@@ -20,7 +21,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{plan::Plan, protocol, sys};
+use super::{plan::Plan, protocol::MAX_MESSAGE, sys};
 
 /// What the jail tells.
 #[derive(Serialize, Deserialize)]
@@ -57,12 +58,38 @@ pub fn place<'a>(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> (BorrowedFd<'a
     }
 }
 
+/// Bytes of a length.
+const HEAD: usize = size_of::<u32>();
+
+fn encode(order: &Order<&Plan>) -> Result<Vec<u8>, Errno> {
+    let mut bytes = postcard::to_extend(order, vec![0; HEAD]).map_err(|_| Errno::INVAL)?;
+    let length = bytes.len() - HEAD;
+    if length > MAX_MESSAGE {
+        return Err(Errno::TOOBIG);
+    }
+    bytes[..HEAD].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(bytes)
+}
+
+/// Takes one order off the front, if a whole one is there.
+fn decode(buffer: &mut Vec<u8>) -> Result<Option<Order<Plan>>, Errno> {
+    let Some(head) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*head) as usize;
+    if length > MAX_MESSAGE {
+        return Err(Errno::TOOBIG);
+    }
+    let Some(body) = buffer.get(HEAD..HEAD + length) else { return Ok(None) };
+    let order = postcard::from_bytes(body).map_err(|_| Errno::INVAL)?;
+    buffer.drain(..HEAD + length);
+    Ok(Some(order))
+}
+
 /// The most descriptors that come with one order.
 const DESCRIPTORS: usize = 3;
 
 /// Sends an order, its descriptors with the first byte.
 pub fn send(socket: BorrowedFd<'_>, order: &Order<&Plan>, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let bytes = protocol::encode(order).map_err(|_| Errno::TOOBIG)?;
+    let bytes = encode(order)?;
     let mut sent = 0;
     while sent < bytes.len() {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -99,7 +126,7 @@ impl Inbox {
     /// Waits for the next order; none when the jail has gone or makes no sense.
     pub fn next(&mut self, socket: BorrowedFd<'_>) -> Option<Order<Plan>> {
         loop {
-            if let Some(order) = protocol::decode(&mut self.bytes).ok()? {
+            if let Some(order) = decode(&mut self.bytes).ok()? {
                 return Some(order);
             }
             let mut piece = [0; 16 * 1024];
@@ -134,5 +161,50 @@ impl Inbox {
             return None;
         }
         self.descriptors.drain(..N).collect::<Vec<_>>().try_into().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::{
+        super::plan::{Access, Limit, Room, Rule, Step},
+        *,
+    };
+
+    #[test]
+    fn an_order_arrives_as_it_was_sent_however_it_is_cut() {
+        let text = |text: &str| CString::new(text).unwrap();
+        let plan = Plan {
+            namespaces: 1 << 40,
+            brought: vec![Step::Hold(text("/a b")), Step::Harden { read_only: true }],
+            steps: vec![
+                Step::MapOwner { owner: (1, 2), task: (3, u32::MAX) },
+                Step::Rules(vec![Rule { path: text("/\u{fc}"), access: Access::Own }]),
+                Step::Limit(Limit::Data, u64::MAX),
+                Step::OomScore(-900),
+                Step::Fork,
+            ],
+            programs: vec![text("/bin/true")],
+            argv: vec![text("true"), text("")],
+            env: vec![text("A=\n\"")],
+            room: Room { bytes: Some(7), files: None },
+        };
+        let bytes = encode(&Order::Start(&plan)).unwrap();
+        let mut buffer = Vec::new();
+        let mut arrived = Vec::new();
+        for byte in [&bytes[..], &encode(&Order::Clean).unwrap(), &bytes].concat() {
+            buffer.push(byte);
+            arrived.extend(decode(&mut buffer).unwrap());
+        }
+        assert!(buffer.is_empty());
+        let [Order::Start(first), Order::Clean, Order::Start(last)] = &arrived[..] else { panic!() };
+        for back in [first, last] {
+            assert_eq!((back.namespaces, &back.brought, &back.steps), (1 << 40, &plan.brought, &plan.steps));
+            assert_eq!((&back.programs, &back.argv, &back.env), (&plan.programs, &plan.argv, &plan.env));
+            assert_eq!(back.room, plan.room);
+        }
+        assert!(decode(&mut u32::MAX.to_le_bytes().to_vec()).is_err(), "a length that no order has");
     }
 }

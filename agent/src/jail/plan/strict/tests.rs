@@ -151,16 +151,3 @@ fn without_groups_each_process_is_bounded() {
     assert!(!steps.iter().any(|step| matches!(step, Step::Limit(Limit::Data, _))));
     assert!(steps.contains(&Step::Limit(Limit::FileSize, 9)));
 }
-
-#[test]
-fn a_plan_reaches_the_helper_as_it_is() {
-    let request = StartRequest {
-        argv: vec!["tool".into(), "\u{fc}\n\"".into()],
-        mounts: vec![mount("/data")],
-        ..root()
-    };
-    let plan = super::super::plan(&request, &places(), &ROOT).unwrap();
-    let text = serde_json::to_string(&plan).unwrap();
-    let back: Plan = serde_json::from_str(&text).unwrap();
-    assert_eq!((back.steps, back.argv, back.programs), (plan.steps, plan.argv, plan.programs));
-}
