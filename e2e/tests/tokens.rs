@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use mesh_certs::JoinToken;
 use mesh_e2e::{
-    Mesh,
+    AgentOptions, Mesh,
     wait::{self, secs},
 };
 
@@ -129,6 +129,33 @@ fn a_token_that_is_not_good_admits_nobody() {
 fn audited(mesh: &Mesh, action: &str, detail: &str) {
     let query = format!("SELECT count(*) FROM audit WHERE action = '{action}' AND detail LIKE '%{detail}%'");
     wait::until(secs(10), &query, || (mesh.query(&query).trim() != "0").then_some(()));
+}
+
+#[test]
+fn a_machine_that_was_set_up_anew_gets_its_place_back_once_the_old_one_is_gone() {
+    let mesh = Mesh::start();
+    let mut old = mesh.agent("attic", AgentOptions::slots(1));
+    let id = old.id().to_owned();
+    mesh.meshctl(&["tag", "attic", "room=top"]).ok();
+    // While it lives its place is its own, and nobody has it by chance.
+    let join = |token: &str| mesh.agent_call("anew", &["join", token, "--name", "attic"]).exits(1);
+    join(&mesh.token(&["--node", "attic"])).tells("once it is OFFLINE");
+    old.kill_all();
+    mesh.node_becomes("attic", "OFFLINE");
+    join(&mesh.token(&[])).tells("meshctl token create --node attic");
+
+    // Its disk goes on in another machine, and it begins with an empty one.
+    fs::rename(old.data_dir(), old.data_dir().with_file_name("stolen")).unwrap();
+    mesh.agent_call("attic", &["join", &mesh.token(&["--node", "attic"]), "--name", "attic"]).ok();
+    old.restart();
+    assert_eq!(old.id(), id, "another node");
+    mesh.node_becomes("attic", "HEALTHY");
+    let nodes = mesh.json(&["nodes"]);
+    assert_eq!(nodes.as_array().map(Vec::len), Some(1), "{nodes}");
+    assert_eq!(nodes[0]["tags"]["room"], "top", "{nodes}");
+    mesh.submit("{name: after, command: ['true']}").completes();
+    mesh.agent_call("stolen", &["run", "--name", "attic"]).exits(1).tells("given to another machine");
+    mesh.submit("{name: again, command: ['true']}").completes();
 }
 
 /// This moment as RFC 3339, which sorts as text.

@@ -18,8 +18,9 @@ use super::{
     rate::{RateLimiter, origin},
 };
 use crate::{
-    commit::Core,
+    commit::{Core, CoreError},
     directory::Directory,
+    engine::{effect::Reply, event::Event, types::NodeState},
     refusals::{Action, Refusals, Refused},
     store::{
         Store, StoreError,
@@ -49,6 +50,28 @@ enum JoinError {
     Cert(#[from] CertError),
 }
 
+impl From<JoinError> for Status {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Store(error) => error.into(),
+            JoinError::Cert(error) => Code::Invalid.status(error.to_string()),
+        }
+    }
+}
+
+impl EnrollmentService {
+    /// Whether a node was silent for so long that nothing of it can still run under a lease.
+    async fn is_offline(&self, node: NodeId) -> Result<bool, Status> {
+        match self.core.ask(|reply| Event::NodesAsked { reply }).await? {
+            Reply::Nodes(views) => Ok(views
+                .iter()
+                .find(|view| view.record.id == node)
+                .is_none_or(|view| view.state == NodeState::Offline)),
+            _ => Err(CoreError::Mismatch.into()),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Enrollment for EnrollmentService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
@@ -67,21 +90,24 @@ impl Enrollment for EnrollmentService {
             .ca
             .issue_node(&request.csr_der, NodeId::generate(), self.lifetime)
             .map_err(|error| Code::Invalid.status(error.to_string()))?;
-        let joining = Joining {
+        let mut joining = Joining {
             token_id: request.token_id,
             secret: request.secret,
             key_fingerprint: probe.key_fingerprint,
             name: request.name,
+            vacant: None,
         };
         let csr = request.csr_der;
         let issue =
             |node: NodeId| Ok::<_, JoinError>(self.ca.issue_node(&csr, node, self.lifetime)?.der.to_vec());
         let epoch = self.core.standing().epoch();
-        let (admission, certificate) =
-            self.store.admit(epoch, &joining, issue).await.map_err(|error| match error {
-                JoinError::Store(error) => error.into(),
-                JoinError::Cert(error) => Code::Invalid.status(error.to_string()),
-            })?;
+        let (mut admission, mut certificate) = self.store.admit(epoch, &joining, issue).await?;
+        if let Admission::NameTaken(Some(holder)) = admission
+            && self.is_offline(holder).await?
+        {
+            joining.vacant = Some(holder);
+            (admission, certificate) = self.store.admit(epoch, &joining, issue).await?;
+        }
         let (node, name, certificate) = match admission {
             Admission::Admitted { node, name, returning } => {
                 info!(node = %name, %addr, returning, "joined");
@@ -105,8 +131,18 @@ impl Enrollment for EnrollmentService {
                      make a new one with `meshctl token create`",
                 ));
             }
-            Admission::NameTaken => {
-                return Err(Code::Conflict.status(format!("another node is called {:?}", joining.name)));
+            Admission::NameTaken(Some(_)) => {
+                let name = joining.name;
+                return Err(Code::Conflict.status(format!(
+                    "another node is called {name:?}; its place can be taken once it is OFFLINE"
+                )));
+            }
+            Admission::NameTaken(None) => {
+                let name = joining.name;
+                return Err(Code::Conflict.status(format!(
+                    "another node is called {name:?}; if it is gone, a token made with \
+                     `meshctl token create --node {name}` gives its place to this machine"
+                )));
             }
         };
         let not_after = mesh_certs::not_after(&certificate.clone().into())

@@ -69,13 +69,14 @@ impl Node for NodeService {
         request: Request<RegisterNodeRequest>,
     ) -> Result<Response<RegisterNodeResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let (node, opened) = (caller.node()?, caller.opened);
+        let (node, opened, key) = (caller.node()?, caller.opened, caller.peer.key_fingerprint);
         let request = request.into_inner();
         let theirs = Spoken::new(request.protocol, request.oldest_protocol);
         if let Some(refusal) = Spoken::OURS.refusal("this coordinator", "the agent", theirs) {
             return Err(Code::Version.status(refusal));
         }
         self.core.ready()?;
+        self.check_key(node, key).await?;
         let stored = self.store.node(node).await?;
         let record = stored.map(|node| node.record).ok_or_else(|| {
             Code::Unauthenticated.status("this mesh does not know the node: join again with a new token")
@@ -223,6 +224,7 @@ impl Node for NodeService {
     ) -> Result<Response<RenewCertificateResponse>, Status> {
         let caller = Caller::of(&request)?;
         let node = caller.node()?;
+        self.check_key(node, caller.peer.key_fingerprint).await?;
         let issued = self
             .ca
             .issue_node(&request.get_ref().csr_der, node, self.timings.certificate_lifetime)

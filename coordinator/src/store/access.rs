@@ -40,6 +40,8 @@ pub struct Joining {
     pub secret: Vec<u8>,
     pub key_fingerprint: [u8; 32],
     pub name: String,
+    /// The node that has this name and is gone: a token for the name gives its place to this key.
+    pub vacant: Option<NodeId>,
 }
 
 /// The answer to a join, before a certificate is made.
@@ -51,8 +53,8 @@ pub enum Admission {
     Again { node: NodeId, name: String, certificate: Vec<u8> },
     /// Unknown, wrong secret, expired, used up, revoked, or for another node: said alike.
     Refused(&'static str),
-    /// Another node has this name.
-    NameTaken,
+    /// Another node has this name; known when the token is for just this name.
+    NameTaken(Option<NodeId>),
 }
 
 impl Store {
@@ -194,9 +196,23 @@ impl Store {
             .map_err(StoreError::from)?
             .rows_affected();
             if made == 0 {
-                return Ok((Admission::NameTaken, Vec::new()));
+                let holder =
+                    sqlx::query_scalar!("SELECT id FROM nodes WHERE name = $1 FOR UPDATE", joining.name,)
+                        .fetch_one(&mut *transaction)
+                        .await
+                        .map_err(StoreError::from)?;
+                let holder = token.node_name.is_some().then_some(NodeId(holder));
+                let Some(node) = holder.filter(|_| holder == joining.vacant) else {
+                    return Ok((Admission::NameTaken(holder), Vec::new()));
+                };
+                sqlx::query!("UPDATE nodes SET key_fingerprint = $2 WHERE id = $1", node.0, fingerprint)
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(StoreError::from)?;
+                (node, joining.name.clone(), true)
+            } else {
+                (node, joining.name.clone(), false)
             }
-            (node, joining.name.clone(), false)
         };
         let certificate = issue(node)?;
         sqlx::query!("UPDATE join_tokens SET used = used + 1 WHERE id = $1", joining.token_id)

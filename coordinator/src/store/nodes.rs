@@ -33,6 +33,14 @@ impl Store {
         .transpose()
     }
 
+    /// The fingerprint of the key that is the node's now.
+    pub async fn node_key(&self, id: NodeId) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = sqlx::query_scalar!("SELECT key_fingerprint FROM nodes WHERE id = $1", id.0)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(key)
+    }
+
     /// The id behind a node's name or the text of its id. A node may be called like the id of
     /// another: the id counts.
     pub async fn node_id(&self, name: &str) -> Result<Option<NodeId>, StoreError> {

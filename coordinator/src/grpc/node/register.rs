@@ -43,6 +43,18 @@ impl From<InputsError> for Status {
 }
 
 impl NodeService {
+    /// A node whose place was given to another machine is out, though its certificate is good for a
+    /// while longer.
+    pub(super) async fn check_key(&self, node: NodeId, key: [u8; 32]) -> Result<(), Status> {
+        let now = self.store.node_key(node).await?;
+        if now.is_some_and(|now| now != key) {
+            return Err(Code::Unauthenticated.status(
+                "this node's place was given to another machine: join again with a new token and another name",
+            ));
+        }
+        Ok(())
+    }
+
     /// The lease that an acknowledged word of a node brings, in milliseconds from when the node sent
     /// it; 0: none. Whoever leads after this process counts the node's silence from its own start,
     /// so only a leader that nobody can have followed yet may give one.

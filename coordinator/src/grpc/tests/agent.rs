@@ -43,9 +43,20 @@ impl Mesh {
     pub async fn joined_agent(&self, name: &str) -> Agent {
         let node = joined(&self.pool, name).await.id;
         let key = Arc::new(key());
+        self.own(node, &key).await;
         let client = self.agent(node, key.fingerprint());
         let (name, boot) = (name.to_owned(), BootId::generate());
         Agent { node, name, boot, key, client, session: String::new() }
+    }
+
+    /// The key is the node's from now on.
+    pub async fn own(&self, node: NodeId, key: &NodeKey) {
+        sqlx::query("UPDATE nodes SET key_fingerprint = $2 WHERE id = $1")
+            .bind(node.0)
+            .bind(&key.fingerprint()[..])
+            .execute(&self.pool)
+            .await
+            .unwrap();
     }
 
     /// An agent that is registered, and its assignments.

@@ -264,6 +264,20 @@ async fn a_certificate_is_renewed_for_its_own_key_only() {
 }
 
 #[tokio::test]
+async fn a_node_whose_place_was_given_away_is_neither_registered_nor_renewed() {
+    let mesh = Mesh::new().await;
+    let (mut agent, _assignments) = mesh.working_agent("amber", 1).await;
+    mesh.own(agent.node, &key()).await;
+    let status = agent.register(1, Vec::new()).await.unwrap_err();
+    assert_eq!(Code::of(&status), Code::Unauthenticated, "{status}");
+    let csr_der = agent.key.csr_der().unwrap();
+    let status = agent.client.renew_certificate(RenewCertificateRequest { csr_der }).await.unwrap_err();
+    assert_eq!(Code::of(&status), Code::Unauthenticated, "{status}");
+    mesh.own(agent.node, &agent.key).await;
+    agent.register(1, Vec::new()).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_a_node_may_read_follows_what_it_holds() {
     let mesh = Mesh::new().await;
     let (mut agent, mut assignments) = mesh.working_agent("amber", 2).await;

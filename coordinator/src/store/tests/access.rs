@@ -30,6 +30,7 @@ fn joining(token: &str, key: u8, name: &str) -> Joining {
         secret: SECRET.to_vec(),
         key_fingerprint: [key; 32],
         name: name.to_owned(),
+        vacant: None,
     }
 }
 
@@ -144,7 +145,7 @@ async fn a_name_in_use_is_told_and_costs_no_use() {
     kit.store.create_token(kit.epoch, &token("t", 2, None, 60_000)).await.unwrap();
     kit.admitted(&joining("t", 1, "amber")).await;
     let taken = kit.admit(&joining("t", 2, "amber")).await.unwrap().0;
-    assert!(matches!(taken, Admission::NameTaken), "{taken:?}");
+    assert!(matches!(taken, Admission::NameTaken(None)), "{taken:?}");
     assert_eq!(kit.used("t").await, 1);
     kit.admitted(&joining("t", 2, "birch")).await;
 }
@@ -223,4 +224,29 @@ async fn of_refusals_the_latest_are_kept_and_of_all_else_everything() {
         kept += kit.audited(action).await;
     }
     assert_eq!((kept, kit.audited("node.cordon").await), (5, 1));
+}
+
+#[tokio::test]
+async fn the_place_of_a_node_that_is_gone_goes_to_who_has_a_token_for_its_name() {
+    let kit = Kit::new().await;
+    for (id, node) in [("any", None), ("bound", Some("amber"))] {
+        kit.store.create_token(kit.epoch, &token(id, 9, node, 60_000)).await.unwrap();
+    }
+    let (amber, ..) = kit.admitted(&joining("any", 1, "amber")).await;
+    // Only a token for the name, and only when the caller knows that the node is gone.
+    let anybodys = Joining { vacant: Some(amber), ..joining("any", 2, "amber") };
+    let taken = kit.admit(&anybodys).await.unwrap().0;
+    assert!(matches!(taken, Admission::NameTaken(None)), "{taken:?}");
+    let taken = kit.admit(&joining("bound", 2, "amber")).await.unwrap().0;
+    assert!(matches!(taken, Admission::NameTaken(Some(holder)) if holder == amber), "{taken:?}");
+    let other = Joining { vacant: Some(NodeId::generate()), ..joining("bound", 2, "amber") };
+    let taken = kit.admit(&other).await.unwrap().0;
+    assert!(matches!(taken, Admission::NameTaken(Some(_))), "{taken:?}");
+    assert_eq!(kit.store.node_key(amber).await.unwrap(), Some(vec![1; 32]), "nothing changed so far");
+
+    let heir = Joining { vacant: Some(amber), ..joining("bound", 2, "amber") };
+    assert_eq!(kit.admitted(&heir).await, (amber, "amber".to_owned(), true));
+    assert_eq!(kit.store.node_key(amber).await.unwrap(), Some(vec![2; 32]));
+    assert_eq!(kit.store.nodes("", 9).await.unwrap().len(), 1);
+    assert_eq!(kit.used("bound").await, 1);
 }
