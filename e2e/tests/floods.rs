@@ -18,7 +18,9 @@ use std::{
 
 use mesh_certs::{ChannelOptions, ClientTls, Credential};
 use mesh_e2e::Mesh;
-use mesh_proto::v1::{GetStatusRequest, nodes_client::NodesClient};
+use mesh_proto::v1::{
+    GetStatusRequest, SubmitJobRequest, jobs_client::JobsClient, nodes_client::NodesClient,
+};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -349,4 +351,29 @@ fn floods_of_http2_cost_neither_memory_nor_patience() {
     }
     let state = mesh.submit("{name: after, command: [\"true\"]}").state();
     assert_eq!(state, "QUEUED", "jobs are taken as before");
+}
+
+#[test]
+fn a_message_that_is_too_large_is_refused_and_not_kept() {
+    mesh_certs::install_provider();
+    let mesh = Mesh::start();
+    let credential = Credential::load(&mesh.credential()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let member = ClientTls::of(&credential).unwrap();
+    let endpoints = vec![mesh.address("grpc").to_owned()];
+    let channel = mesh_certs::channel(endpoints, member, ChannelOptions::default()).0;
+    let mut jobs = JobsClient::new(channel.clone());
+    let pid = mesh.coordinator_pid();
+    let before = memory(pid, "VmRSS:");
+    for _ in 0..20 {
+        let request =
+            SubmitJobRequest { idempotency_key: "x".repeat(32 << 20), ..SubmitJobRequest::default() };
+        let status = runtime.block_on(jobs.submit_job(request)).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::OutOfRange, "{status}");
+    }
+    let cost = memory(pid, "VmHWM:").saturating_sub(before);
+    println!("memory +{} KiB", cost / 1024);
+    assert!(cost < MEMORY, "it cost {cost} bytes");
+    runtime.block_on(NodesClient::new(channel).get_status(GetStatusRequest {})).unwrap();
 }
