@@ -53,7 +53,7 @@ fn whole(mesh: &Mesh, number: u64, count: u32, witness: &Witness) {
 /// Nothing is said to run, and every slot is free.
 #[track_caller]
 fn nothing_runs(mesh: &Mesh) {
-    wait::until(secs(5), "no task is said to run", || {
+    wait::until(secs(30), "no task is said to run", || {
         (mesh.figure(r#"mesh_tasks{state="running"}"#) == 0).then_some(())
     });
     for node in mesh.json(&["nodes"]).as_array().unwrap() {
@@ -113,7 +113,7 @@ fn a_killed_postgres_comes_back_and_tasks_never_notice() {
     let postmaster: u32 = text.lines().next().unwrap().parse().unwrap();
     signal(postmaster, Signal::SIGKILL);
     gate.open();
-    wait::until(secs(10), "the task ends by itself", || (witness.count("end") == 1).then_some(()));
+    wait::until(secs(30), "the task ends by itself", || (witness.count("end") == 1).then_some(()));
     let back = || mesh.meshctl(&["jobs"]).code == 0;
     wait::until(secs(20), "the mesh serves again", || back().then_some(()));
     job.completes();

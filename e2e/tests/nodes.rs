@@ -33,7 +33,7 @@ fn tasks_go_where_the_job_says() {
     assert_eq!(lab["slots"]["total"], 2);
     assert!(lab["memory"]["total"].as_u64().is_some_and(|bytes| bytes > 0), "{lab:#}");
     assert!(lab["load"].as_f64().is_none_or(|load| (0.0..=1.0).contains(&load)), "{lab:#}");
-    wait::until(secs(10), "the round trip is measured", || {
+    wait::until(secs(30), "the round trip is measured", || {
         mesh.node("lab").and_then(|node| node["rtt_ms"].as_f64()).filter(|rtt| *rtt > 0.0)
     });
 }

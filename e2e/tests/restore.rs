@@ -102,7 +102,7 @@ fn a_coordinator_notices_after_its_restart_that_its_database_went_back_though_no
     restore(&old, &database);
 
     mesh.start_coordinator();
-    wait::until(secs(10), "the mesh halts", || (mesh.figure("mesh_halted") == 1).then_some(()));
+    wait::until(secs(30), "the mesh halts", || (mesh.figure("mesh_halted") == 1).then_some(()));
     let status = mesh.json(&["status"]);
     let reason = status["halted"].as_str().expect("status says it");
     assert!(reason.contains("this coordinator has seen commit"), "{reason}");

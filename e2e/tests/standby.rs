@@ -99,7 +99,7 @@ fn a_stand_by_takes_over_from_a_frozen_leader_which_then_stands_by() {
     mesh.job(number).completes();
     mesh.submit("{name: meanwhile, command: ['true']}").completes();
     signal(mesh.coordinator_pid(), Signal::SIGCONT);
-    wait::until(secs(10), "the woken leader stands by", || {
+    wait::until(secs(30), "the woken leader stands by", || {
         let ready = mesh.http("/readyz")?;
         (ready.status == 503 && ready.body.contains("standby")).then_some(())
     });
