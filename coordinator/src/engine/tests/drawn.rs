@@ -1,7 +1,7 @@
 //! Nodes change as they are drawn in `docs/state-machines.md`, and in no other way: whatever can be
 //! said of a node, and every silence, meets it in every state.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::collections::BTreeSet;
 
 use mesh_proto::state::Named as _;
 
@@ -121,8 +121,7 @@ fn state(mesh: &Mesh) -> Option<NodeState> {
 }
 
 fn drawn() -> BTreeSet<(String, String)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/state-machines.md");
-    let text = fs::read_to_string(path).expect("the document is there");
+    let text = include_str!("../../../../docs/state-machines.md");
     let section = text.split("\n## ").find(|section| section.starts_with("A node")).expect("nodes are drawn");
     let arrows = section.lines().filter_map(|line| line.trim().split_once(" --> "));
     arrows.map(|(from, to)| (from.to_owned(), to.split(':').next().unwrap_or(to).to_owned())).collect()
