@@ -1,9 +1,6 @@
 //! Nodes register, speak, fall silent and come back; what they hold is reconciled.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_proto::ids::{AttemptKey, NodeId, SessionId, TaskKey};
 
@@ -32,12 +29,10 @@ impl Engine {
         node.resend.clear();
         let tasks: Vec<TaskKey> = node.tasks.iter().copied().collect();
         fx.writes.push(Write::Node { record: node.record.clone(), facts: Some(new.encoded_facts.clone()) });
-        let runs = |(attempt, held): &(AttemptKey, Held)| (*held == Held::Running).then_some(*attempt);
-        let running: BTreeSet<AttemptKey> = new.inventory.iter().filter_map(runs).collect();
-        self.account(now, new.node, &running);
+        let held: BTreeMap<AttemptKey, Held> = new.inventory.iter().copied().collect();
+        self.account(now, new.node, &held);
         self.facts += 1;
 
-        let held: BTreeMap<AttemptKey, Held> = new.inventory.iter().copied().collect();
         for key in tasks {
             self.reconcile(now, new, key, &held, fx);
         }
@@ -96,28 +91,31 @@ impl Engine {
 
     /// Recomputes what is used of a node: its facts, and so its shares, may have changed. What
     /// has begun, as far as is known here or as the agent says, is counted first, the rest in
-    /// the order of its assignment as far as it fits.
-    fn account(&mut self, now: Time, id: NodeId, running: &BTreeSet<AttemptKey>) {
+    /// the order of its assignment as far as it fits. What has ended there, and is only to be told,
+    /// takes nothing any more.
+    fn account(&mut self, now: Time, id: NodeId, held: &BTreeMap<AttemptKey, Held>) {
         let Some(mut node) = self.nodes.remove(&id) else { return };
         (node.used, node.given_millis) = (Resources::default(), 0);
         node.queue.clear();
-        let mut order: Vec<(bool, Time, TaskKey)> = Vec::new();
+        let mut order: Vec<(bool, Time, TaskKey, bool)> = Vec::new();
         for key in node.tasks.iter().copied() {
             self.settle_withdrawal(key);
             let Some(task) = self.task(key) else { continue };
             let attempt = AttemptKey { task: key, number: task.attempt };
             if let Some(placed) = task.placed() {
-                let begun = placed.started_at.is_some() || running.contains(&attempt);
-                order.push((!begun, placed.assigned_at, key));
+                let said = held.get(&attempt);
+                let ended = said == Some(&Held::Ended);
+                let begun = placed.started_at.is_some() || said == Some(&Held::Running) || ended;
+                order.push((!begun, placed.assigned_at, key, ended));
             }
         }
         order.sort_unstable();
-        for (unstarted, _, key) in order {
+        for (unstarted, _, key, ended) in order {
             let Some(class) = self.definition(key.job, key.task).map(|definition| definition.class) else {
                 continue;
             };
             let Some(wanted) = self.classes.requirements(class) else { continue };
-            let share = node.share(&wanted.resources);
+            let share = if ended { Resources::default() } else { node.share(&wanted.resources) };
             let granted = !unstarted || (node.queue.is_empty() && node.fits(&share));
             node.given_millis += share.cpu_millis;
             if granted {
