@@ -153,7 +153,8 @@ impl World {
         }
         if broken == Some(Broken::OutlivesLease) {
             for behaviour in plan.jobs.iter_mut().flat_map(|job| &mut job.behaviours) {
-                behaviour.run_ms = (30_000, 90_000);
+                // Longer than a lease and what follows it, and short enough for all to end in time.
+                behaviour.run_ms = (30_000, 40_000);
                 behaviour.leased = true;
             }
         }
