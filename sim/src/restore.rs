@@ -99,8 +99,12 @@ impl World {
     /// That it halts is written down, under the fence.
     pub fn keep_halt(&mut self, life: u64, epoch: u64, timeline: u64) {
         let fenced = self.database.epoch != epoch || self.timeline != timeline;
-        if self.core_of(life).is_none() || fenced || self.cannot_write(self.turn) {
+        if self.core_of(life).is_none() || fenced {
             return;
+        }
+        if self.cannot_write(self.turn) {
+            // It is halted all the same, and its operator sees that.
+            return self.after(SECOND, Happening::KeepHalt { life, epoch, timeline });
         }
         self.database.seq += 1;
         if !std::mem::replace(&mut self.database.halted, true) {
