@@ -8,10 +8,11 @@ use coordinator::engine::{
     event::{Event, NodeChange, ReplyId},
     types::Counts,
 };
-use mesh_proto::ids::AttemptKey;
+use mesh_proto::ids::{AttemptKey, SessionId};
 use mesh_proto::v1::Verdict;
 
 use crate::{
+    daemon::Phase,
     database::is_final,
     host::Host,
     invariant::Invariant,
@@ -196,23 +197,22 @@ impl World {
         let here = self.history.alive().filter(|(_, fact)| fact.node == node).map(|(key, _)| key);
         let doomed: Vec<AttemptKey> = here.filter(replaced).collect();
         for key in doomed {
-            self.after(KILLED_WITHIN, Happening::MustBeDead { node, key, life: self.life_of(node) });
+            self.after(KILLED_WITHIN, Happening::MustBeDead { node, key, session: registered.session });
         }
     }
 
-    pub fn must_be_dead(&mut self, node: usize, key: AttemptKey, life: u64) {
+    /// Of a node that was back for all that time: one that is away again comes back again.
+    pub fn must_be_dead(&mut self, node: usize, key: AttemptKey, session: SessionId) {
         let lives = self.history.processes.get(&(key, node)).is_some_and(|fact| fact.ended.is_none());
-        if lives && self.life_of(node) == life {
+        let phase = self.machines[node].daemon.as_ref().map(|daemon| &daemon.phase);
+        let stayed = matches!(phase, Some(Phase::Live { session: live, .. }) if *live == session);
+        if lives && stayed {
             self.history.fail(
                 self.now,
                 Invariant::ReplacedDies,
                 format!("{key} was replaced, its node {node} is back, and it lives on"),
             );
         }
-    }
-
-    fn life_of(&self, node: usize) -> u64 {
-        self.machines[node].daemon.as_ref().map_or(0, |daemon| daemon.life)
     }
 
     /// Asks the engine for its nodes, outside of any batch.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use coordinator::engine::types::Time;
-use mesh_proto::ids::{AttemptKey, NodeId};
+use mesh_proto::ids::{AttemptKey, NodeId, SessionId};
 
 use crate::{
     broken::Broken,
@@ -61,7 +61,7 @@ pub enum Happening {
     Boot { node: usize, damage: bool },
     Daemon { node: usize, life: u64, step: DaemonStep },
     Jail { node: usize, boot: u64, key: AttemptKey, step: JailStep },
-    MustBeDead { node: usize, key: AttemptKey, life: u64 },
+    MustBeDead { node: usize, key: AttemptKey, session: SessionId },
     Client { client: usize, step: ClientStep },
     Operator { operation: usize, step: OperatorStep },
     LookForDead,
@@ -281,7 +281,7 @@ impl World {
             Happening::Boot { node, damage } => self.boot(node, damage),
             Happening::Daemon { node, life, step } => self.daemon_step(node, life, step),
             Happening::Jail { node, boot, key, step } => self.jail_step(node, boot, key, step),
-            Happening::MustBeDead { node, key, life } => self.must_be_dead(node, key, life),
+            Happening::MustBeDead { node, key, session } => self.must_be_dead(node, key, session),
             Happening::Client { client, step } => self.client_step(client, step),
             Happening::Operator { operation, step } => self.operator_step(operation, step),
             Happening::LookForDead => self.look_for_dead(),
