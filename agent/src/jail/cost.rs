@@ -337,10 +337,9 @@ fn serve(task: &mut Task<'_>, stack: &mut [MaybeUninit<u128>]) -> Result<(), Str
         carry_out(step, task.hands).map_err(|errno| format!("{}: {errno}", step.describe()))?;
     }
     task.first = own + 1;
-    let namespaces = if task.work.stands { plan.namespaces } else { 0 };
     // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds, which is
     // alive until then because this side waits.
-    let started = unsafe { sys::vfork_with(namespaces, become_task, stack, std::ptr::from_mut(task).cast()) };
+    let started = unsafe { sys::vfork_with(become_task, stack, std::ptr::from_mut(task).cast()) };
     started.map_err(|errno| errno.to_string())?;
     loop {
         match sys::reap() {

@@ -57,36 +57,54 @@ pub enum Word {
     TooMuch { files: bool },
 }
 
-const PROCESS: i32 = 1;
-const RUNS: i32 = 2;
-const STEP_FAILED: i32 = 3;
-const NO_EXEC: i32 = 4;
-const ENDED: i32 = 5;
-const TOO_MUCH: i32 = 6;
-const WORD: usize = 12;
+/// Numbers of one word.
+pub const WORD: usize = 3;
 
-fn tell(kind: i32, a: i32, b: i32) {
+impl Word {
+    pub fn numbers(self) -> [i32; WORD] {
+        match self {
+            Self::Process(pid) => [1, pid, 0],
+            Self::Runs => [2, 0, 0],
+            Self::StepFailed { step, errno } => [3, step as i32, errno.raw_os_error()],
+            Self::NoExec(errno) => [4, errno.raw_os_error(), 0],
+            Self::Ended(status) => [5, status, 0],
+            Self::TooMuch { files } => [6, files.into(), 0],
+        }
+    }
+
+    pub fn of(numbers: [i32; WORD]) -> Option<Self> {
+        Some(match numbers {
+            [1, pid, _] => Self::Process(pid),
+            [2, ..] => Self::Runs,
+            [3, step, errno] => {
+                Self::StepFailed { step: step as usize, errno: Errno::from_raw_os_error(errno) }
+            }
+            [4, errno, _] => Self::NoExec(Errno::from_raw_os_error(errno)),
+            [5, status, _] => Self::Ended(status),
+            [6, files, _] => Self::TooMuch { files: files != 0 },
+            _ => return None,
+        })
+    }
+}
+
+fn tell(word: Word) {
     // SAFETY: the control socket was put at this number before anything is told.
-    send(unsafe { BorrowedFd::borrow_raw(CONTROL) }, kind, a, b);
+    say(unsafe { BorrowedFd::borrow_raw(CONTROL) }, word);
 }
 
-/// Tells a keeper's jail that its task holds too much, in the keeper's name.
-pub fn tell_too_much(control: BorrowedFd<'_>, files: bool) {
-    send(control, TOO_MUCH, files.into(), 0);
-}
-
-fn send(control: BorrowedFd<'_>, kind: i32, a: i32, b: i32) {
-    let mut bytes = [0; WORD];
-    bytes[..4].copy_from_slice(&kind.to_ne_bytes());
-    bytes[4..8].copy_from_slice(&a.to_ne_bytes());
-    bytes[8..].copy_from_slice(&b.to_ne_bytes());
+/// Tells a keeper's jail a word, in the keeper's name.
+pub fn say(control: BorrowedFd<'_>, word: Word) {
+    let mut bytes = [0; 4 * WORD];
+    for (place, number) in word.numbers().into_iter().enumerate() {
+        bytes[4 * place..4 * place + 4].copy_from_slice(&number.to_ne_bytes());
+    }
     // Without a jail to hear it there is nobody to tell; the jail's death ends this process.
     let _unheard = rustix::net::send(control, &bytes, SendFlags::NOSIGNAL);
 }
 
 /// The next word of a keeper; none when there is no more for now.
 pub fn hear(control: BorrowedFd<'_>) -> Option<Word> {
-    let mut bytes = [0; WORD];
+    let mut bytes = [0; 4 * WORD];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
@@ -96,24 +114,19 @@ pub fn hear(control: BorrowedFd<'_>) -> Option<Word> {
         RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
     )
     .ok()?;
-    if received.bytes != WORD {
+    if received.bytes != bytes.len() {
         return None;
     }
-    let number = |at: usize| i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let (a, b) = (number(4), number(8));
-    match number(0) {
-        PROCESS => ancillary.drain().find_map(|message| match message {
+    let number = |place: usize| i32::from_ne_bytes(std::array::from_fn(|byte| bytes[4 * place + byte]));
+    match Word::of(std::array::from_fn(number))? {
+        // From inside its namespace it does not know its number here; the kernel does.
+        Word::Process(_) => ancillary.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmCredentials(sender) => {
                 Some(Word::Process(sender.pid.as_raw_nonzero().get()))
             }
             _ => None,
         }),
-        RUNS => Some(Word::Runs),
-        STEP_FAILED => Some(Word::StepFailed { step: a as usize, errno: Errno::from_raw_os_error(b) }),
-        NO_EXEC => Some(Word::NoExec(Errno::from_raw_os_error(a))),
-        ENDED => Some(Word::Ended(a)),
-        TOO_MUCH => Some(Word::TooMuch { files: a != 0 }),
-        _ => None,
+        word => Some(word),
     }
 }
 
@@ -210,7 +223,7 @@ fn keep(
             let mut task = Task { plan, argv, env, hands, first: number + 1, failed: None };
             // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds; it is
             // alive until then because this side waits.
-            let pid = unsafe { sys::vfork_with(0, become_task, stack, (&raw mut task).cast()) };
+            let pid = unsafe { sys::vfork_with(become_task, stack, (&raw mut task).cast()) };
             match pid {
                 Ok(_) if task.failed.is_some() => sys::exit_now(0),
                 Ok(pid) => watch(pid, plan, jail),
@@ -225,7 +238,7 @@ fn keep(
 }
 
 fn fail(step: usize, errno: Errno) -> ! {
-    tell(STEP_FAILED, step as i32, errno.raw_os_error());
+    tell(Word::StepFailed { step, errno });
     sys::exit_now(0)
 }
 
@@ -264,12 +277,8 @@ pub fn tie_to_jail(contained: bool) {
 extern "C" fn become_task(task: *mut c_void) -> c_int {
     // SAFETY: the keeper passes its `Task` and waits until this process has exec'd or exited.
     let task = unsafe { &mut *task.cast::<Task<'_>>() };
-    tell(PROCESS, 0, 0);
-    match task.go_on() {
-        Word::StepFailed { step, errno } => tell(STEP_FAILED, step as i32, errno.raw_os_error()),
-        Word::NoExec(errno) => tell(NO_EXEC, errno.raw_os_error(), 0),
-        Word::Process(_) | Word::Runs | Word::Ended(_) | Word::TooMuch { .. } => {}
-    }
+    tell(Word::Process(0));
+    tell(task.go_on());
     sys::exit_now(1)
 }
 
@@ -307,7 +316,7 @@ impl Task<'_> {
 /// From the exec on: bury, pass requests to end on, look at the work directory, and end with the
 /// command.
 fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
-    tell(RUNS, 0, 0);
+    tell(Word::Runs);
     let contained = plan.contained();
     // The task's pipes are not the keeper's to hold open, nor is what led here.
     sys::close_below(CONTROL);
@@ -327,7 +336,7 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
     loop {
         while let Ok(Some(dead)) = sys::reap() {
             if dead.pid == task {
-                tell(ENDED, dead.status, 0);
+                tell(Word::Ended(dead.status));
                 if !contained {
                     hunt(contained, |_| {});
                 }
@@ -337,7 +346,7 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
         if let Some(room) = &mut room
             && let Some(files) = room.look()
         {
-            tell(TOO_MUCH, files.into(), 0);
+            tell(Word::TooMuch { files });
             sys::exit_now(0);
         }
         let Some(arrived) = signals.wait(room.as_ref().map(Watch::pause)) else { continue };

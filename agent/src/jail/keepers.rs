@@ -86,6 +86,8 @@ impl Standing {
         stderr: BorrowedFd<'_>,
     ) -> Result<(), String> {
         let named = |what: &str, errno: Errno| format!("{what}: {}", io::Error::from(errno));
+        // Whatever fails from here on, it is not to be used again.
+        self.free = false;
         self.held
             .bound(bounds)
             .map_err(|error| format!("setting the limits of the control group: {error}"))?;
@@ -96,8 +98,6 @@ impl Standing {
         let brought = hands.give_up();
         let given: Vec<BorrowedFd<'_>> =
             [stdout, stderr].into_iter().chain(brought.iter().map(OwnedFd::as_fd)).collect();
-        // From here on it is not to be used again when this fails.
-        self.free = false;
         orders::send(self.socket.as_fd(), &Order::Start(plan), &given)
             .map_err(|errno| named("the keeper takes no order", errno))
     }

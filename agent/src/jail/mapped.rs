@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use super::{
-    keeper::{self, Keeper},
+    keeper::{self, Keeper, Word},
     plan::{Plan, Room, Step},
     protocol::WORK,
     room::{BLOCK, PAUSE, REST, for_each_number, open_dir},
@@ -55,7 +55,7 @@ impl Mapped {
     pub fn look(&mut self) {
         let began = Instant::now();
         if let Some(files) = self.weigh() {
-            keeper::tell_too_much(self.control.as_fd(), files);
+            keeper::say(self.control.as_fd(), Word::TooMuch { files });
             let _gone = pidfd_send_signal(&self.keeper.pidfd, Signal::KILL);
         }
         self.next = Instant::now() + (began.elapsed() * REST).max(PAUSE);

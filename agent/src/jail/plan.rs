@@ -56,7 +56,7 @@ pub struct Places {
 /// A request made ready.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// Flags of the keeper's namespaces, or of the task's where the keeper stands.
+    /// Flags of the namespaces of a keeper that is made for this task.
     pub namespaces: u64,
     /// What the jail does before the rest, for a standing keeper: that gets what these steps hold.
     pub brought: Vec<Step>,

@@ -51,14 +51,8 @@ pub enum News {
     Unready { step: usize, errno: Errno },
     /// The command runs, since this moment of the boot-time clock and these milliseconds of Unix time.
     Runs { process: i32, since: Duration, at_ms: u64 },
-    /// A step of the plan failed.
-    StepFailed { step: usize, errno: Errno },
-    /// Every step was done, but the command cannot be executed.
-    NoExec(Errno),
-    /// The command's process ended with this status.
-    Ended(i32),
-    /// The work directory holds more bytes, or more files, than it may.
-    TooMuch { files: bool },
+    /// What a keeper of the task's own would say too.
+    Said(Word),
     /// Nothing of the task is alive, and this is what it used. The keeper is ready for another.
     Over(Usage),
 }
@@ -74,11 +68,11 @@ impl News {
         let words = match self {
             Self::Unready { step, errno } => [1, step as u64, errno.raw_os_error() as u64, 0],
             Self::Runs { process, since, at_ms } => [2, process as u64, nanos(since), at_ms],
-            Self::StepFailed { step, errno } => [3, step as u64, errno.raw_os_error() as u64, 0],
-            Self::NoExec(errno) => [4, errno.raw_os_error() as u64, 0, 0],
-            Self::Ended(status) => [5, status as u64, 0, 0],
-            Self::Over(usage) => [6, nanos(usage.cpu), usage.max_rss_bytes, 0],
-            Self::TooMuch { files } => [7, files.into(), 0, 0],
+            Self::Said(word) => {
+                let [kind, a, b] = word.numbers().map(|number| i64::from(number) as u64);
+                [3, kind, a, b]
+            }
+            Self::Over(usage) => [4, nanos(usage.cpu), usage.max_rss_bytes, 0],
         };
         let mut bytes = [0; NEWS];
         for (place, word) in words.into_iter().enumerate() {
@@ -94,11 +88,8 @@ impl News {
         Some(match word(0)? {
             1 => Self::Unready { step: a as usize, errno: errno(b) },
             2 => Self::Runs { process: a as i32, since: Duration::from_nanos(b), at_ms: c },
-            3 => Self::StepFailed { step: a as usize, errno: errno(b) },
-            4 => Self::NoExec(errno(a)),
-            5 => Self::Ended(a as i32),
-            6 => Self::Over(Usage { cpu: Duration::from_nanos(a), max_rss_bytes: b }),
-            7 => Self::TooMuch { files: a != 0 },
+            3 => Self::Said(Word::of([a, b, c].map(|number| number as i32))?),
+            4 => Self::Over(Usage { cpu: Duration::from_nanos(a), max_rss_bytes: b }),
             _ => return None,
         })
     }
@@ -232,7 +223,8 @@ impl Standing<'_> {
         let first = plan.steps.iter().position(|step| *step == Step::Fork).unwrap_or(plan.steps.len());
         for (step, what) in plan.steps[..first].iter().enumerate() {
             if let Err(errno) = carry_out(what, &mut self.hands) {
-                return self.tell(&[News::StepFailed { step, errno }, News::Over(Usage::default())]);
+                return self
+                    .tell(&[News::Said(Word::StepFailed { step, errno }), News::Over(Usage::default())]);
             }
         }
         let (argv, env) = (Pointers::new(&plan.argv), Pointers::new(&plan.env));
@@ -242,17 +234,16 @@ impl Standing<'_> {
         let stack = self.stack.spare_capacity_mut();
         // SAFETY: `become_task` ends in exec or exit and touches only what `birth` holds; it is alive
         // until then because this side waits.
-        let born = unsafe { sys::vfork_with(plan.namespaces, become_task, stack, (&raw mut birth).cast()) };
+        let born = unsafe { sys::vfork_with(become_task, stack, (&raw mut birth).cast()) };
         let (since, at_ms) = (clock::boot(), clock::wall_ms());
         let failed = birth.task.failed;
         // The task's pipes are not the keeper's to hold open.
         drop(stdio);
         let mut used = Usage::default();
         let mut news = match (born, failed) {
-            (Err(errno), _) => vec![News::StepFailed { step: first, errno }],
-            (Ok(_), Some(Word::StepFailed { step, errno })) => vec![News::StepFailed { step, errno }],
-            (Ok(_), Some(Word::NoExec(errno))) => vec![News::NoExec(errno)],
-            (Ok(process), _) => {
+            (Err(errno), _) => vec![News::Said(Word::StepFailed { step: first, errno })],
+            (Ok(_), Some(failed)) => vec![News::Said(failed)],
+            (Ok(process), None) => {
                 let runs = News::Runs { process, since, at_ms };
                 self.watch(runs, process, since, plan.room, &mut used)
             }
@@ -283,12 +274,12 @@ impl Standing<'_> {
                     if let Some(News::Runs { process, .. }) = untold.first_mut().filter(|_| self.contained) {
                         *process = 0;
                     }
-                    untold.push(News::Ended(dead.status));
+                    untold.push(News::Said(Word::Ended(dead.status)));
                     return untold;
                 }
             }
             if let Some(files) = room.as_mut().and_then(Watch::look) {
-                untold.push(News::TooMuch { files });
+                untold.push(News::Said(Word::TooMuch { files }));
                 return untold;
             }
             let linger =

@@ -96,14 +96,13 @@ unsafe fn clone(flags: u64, exit_signal: u64) -> Result<Fork, Errno> {
     }
 }
 
-/// Starts `child` in this memory on `stack`, in these new namespaces, and returns when it has exec'd or
-/// exited; gives its pid.
+/// Starts `child` in this memory on `stack` and returns when it has exec'd or exited; gives
+/// its pid.
 ///
 /// # Safety
 /// `child` must end in exec or `exit_now`, must not unwind, allocate or take a lock, must not need
 /// more than `stack`, and `arg` must be what it expects, alive until then.
 pub unsafe fn vfork_with(
-    namespaces: u64,
     child: extern "C" fn(*mut c_void) -> c_int,
     stack: &mut [MaybeUninit<u128>],
     arg: *mut c_void,
@@ -111,9 +110,7 @@ pub unsafe fn vfork_with(
     let top = stack.as_mut_ptr_range().end.cast::<c_void>();
     // SAFETY: the stack is 16-aligned and used by the child alone, which grows it downwards from
     // its end; CLONE_VFORK keeps this side from going on, so everything borrowed stays alive.
-    let flags = namespaces as c_int | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: as above; the flags share no more than memory.
-    let pid = unsafe { libc::clone(child, top, flags, arg) };
+    let pid = unsafe { libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, arg) };
     if pid < 0 { Err(last_error()) } else { Ok(pid) }
 }
 

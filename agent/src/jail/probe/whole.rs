@@ -8,6 +8,8 @@ use std::{
     rc::Rc,
 };
 
+use rustix::io::Errno;
+
 use super::{
     super::{
         held::Held,
@@ -88,27 +90,30 @@ fn shell(request: &StartRequest, facts: &Facts, system: &System, tree: &Path) ->
             rustix::process::WaitIdOptions::EXITED,
         );
         buried.map_err(|error| text(error.into()))?;
-        let mut verdict = Err("its keeper died".to_owned());
-        while let Some(word) = keeper::hear(ours.as_fd()) {
-            verdict = match word {
-                Word::Process(_) | Word::Runs => continue,
-                Word::Ended(0) => Ok(()),
-                Word::Ended(status) => {
-                    let said = fs::read_to_string(request.attempt_dir.join("said")).unwrap_or_default();
-                    Err(format!("status {}, saying {:?}", sys::code_of(status), said.trim()))
-                }
-                Word::StepFailed { step, errno } => {
-                    let what = plan.steps.get(step).map_or("setting it up", Step::describe);
-                    Err(format!("{what}: {}", io::Error::from(errno)))
-                }
-                Word::NoExec(errno) => Err(format!("/bin/sh: {}", io::Error::from(errno))),
-                Word::TooMuch { .. } => Err("its directory is full".to_owned()),
-            };
-        }
-        verdict
+        let words = std::iter::from_fn(|| keeper::hear(ours.as_fd()));
+        let died = Err("its keeper died".to_owned());
+        words.filter_map(|word| verdict(word, request, &plan)).last().unwrap_or(died)
     });
     slot.end();
     result
+}
+
+/// What a keeper's word says of such a shell, if it is a last one.
+fn verdict(word: Word, request: &StartRequest, plan: &Plan) -> Option<Result<(), String>> {
+    let failed = |what: &str, errno: Errno| Err(format!("{what}: {}", io::Error::from(errno)));
+    Some(match word {
+        Word::Process(_) | Word::Runs => return None,
+        Word::Ended(0) => Ok(()),
+        Word::Ended(status) => {
+            let said = fs::read_to_string(request.attempt_dir.join("said")).unwrap_or_default();
+            Err(format!("status {}, saying {:?}", sys::code_of(status), said.trim()))
+        }
+        Word::StepFailed { step, errno } => {
+            failed(plan.steps.get(step).map_or("setting it up", Step::describe), errno)
+        }
+        Word::NoExec(errno) => failed("/bin/sh", errno),
+        Word::TooMuch { .. } => Err("its directory is full".to_owned()),
+    })
 }
 
 /// The same, two of them one after the other, under a keeper that stands.
@@ -124,38 +129,33 @@ fn standing(
     let null = File::open("/dev/null").map_err(text)?;
     let steps: Rc<[Step]> =
         plan::ground(&ground, system, tree, &[], facts).map_err(|error| error.to_string())?.into();
-    let made = Standing::make(Seat::Slot(ground), facts, steps.clone(), Held::by(None), null.as_fd());
+    let made = Standing::make(Seat::Slot(ground), facts, steps, Held::by(None), null.as_fd());
     let mut standing = made.map_err(|error| text(error.into()))?;
-    let mut verdict = Ok(());
-    for _ in 0..2 {
-        let said = File::create(request.attempt_dir.join("said")).map_err(text)?;
-        verdict = standing.start(plan, &Bounds::default(), said.as_fd(), said.as_fd());
-        while verdict.is_ok() && !standing.is_free() {
-            standing.wait().map_err(|error| text(error.into()))?;
-            let told = standing.hear();
-            if told.is_empty() {
-                verdict = Err("its keeper died".to_owned());
-            }
-            for news in told {
-                verdict = verdict.and(match news {
-                    News::Runs { .. } | News::Over(_) | News::Ended(0) => Ok(()),
-                    News::Ended(status) => {
-                        let said = fs::read_to_string(request.attempt_dir.join("said")).unwrap_or_default();
-                        Err(format!("status {}, saying {:?}", sys::code_of(status), said.trim()))
-                    }
-                    News::Unready { step, errno } => {
-                        Err(format!("{}: {}", standing.describe(step), io::Error::from(errno)))
-                    }
-                    News::StepFailed { step, errno } => {
-                        let what = plan.steps.get(step).map_or("setting it up", Step::describe);
-                        Err(format!("{what}: {}", io::Error::from(errno)))
-                    }
-                    News::NoExec(errno) => Err(format!("/bin/sh: {}", io::Error::from(errno))),
-                    News::TooMuch { .. } => Err("its directory is full".to_owned()),
-                });
+    let result = (0..2).try_for_each(|_| serve(&mut standing, request, plan));
+    standing.end();
+    result
+}
+
+/// One of them.
+fn serve(standing: &mut Standing, request: &StartRequest, plan: &Plan) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let said = File::create(request.attempt_dir.join("said")).map_err(text)?;
+    standing.start(plan, &Bounds::default(), said.as_fd(), said.as_fd())?;
+    while !standing.is_free() {
+        standing.wait().map_err(|error| text(error.into()))?;
+        let told = standing.hear();
+        if told.is_empty() {
+            return Err("its keeper died".to_owned());
+        }
+        for news in told {
+            match news {
+                News::Runs { .. } | News::Over(_) => {}
+                News::Said(word) => verdict(word, request, plan).unwrap_or(Ok(()))?,
+                News::Unready { step, errno } => {
+                    return Err(format!("{}: {}", standing.describe(step), io::Error::from(errno)));
+                }
             }
         }
     }
-    standing.end();
-    verdict
+    Ok(())
 }

@@ -68,10 +68,7 @@ impl Running {
                 self.process = process;
                 self.run(since, at_ms);
             }
-            News::StepFailed { step, errno } => self.take(Word::StepFailed { step, errno }),
-            News::NoExec(errno) => self.take(Word::NoExec(errno)),
-            News::Ended(status) => self.take(Word::Ended(status)),
-            News::TooMuch { files } => self.take(Word::TooMuch { files }),
+            News::Said(word) => self.take(word),
             News::Over(usage) => self.usage = usage,
         }
     }
