@@ -66,6 +66,13 @@ impl World {
         self.hosts.iter().position(|host| host.process.as_ref().is_some_and(|core| core.life == life))
     }
 
+    /// The one at the coordinator's end of a connection, while it lives: without it the network
+    /// still has to know.
+    pub fn process_at(&self, connection: u64) -> Option<u64> {
+        let process = self.connections.get(&connection)?.process;
+        self.host_of(process).map(|_| process)
+    }
+
     /// What the clock of the host whose turn it is shows.
     #[must_use]
     pub fn clock(&self) -> Micros {

@@ -18,7 +18,8 @@
 //! runner    one attempt                           machine   disk, daemon
 //! jail      processes, leases                     faults    faults happen, are healed; the end
 //! invariant the promises, by name                 history   the true story, and what it must obey
-//! witness   what an engine was told               broken    rules broken on purpose
+//! witness   what an engine was told               stream    the order within a connection's streams
+//! broken    rules broken on purpose
 //! ```
 
 #![forbid(unsafe_code)]
@@ -47,6 +48,7 @@ mod restore;
 mod rng;
 mod runner;
 mod session;
+mod stream;
 mod transaction;
 mod trouble;
 mod voice;

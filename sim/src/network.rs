@@ -2,10 +2,7 @@
 //! directions, and deliver late. Within a stream messages keep their order; across streams and
 //! connections they overtake each other.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use coordinator::engine::{effect::Verdict, event::Held};
 use mesh_proto::ids::{AttemptKey, BootId, SessionId};
@@ -13,6 +10,7 @@ use mesh_proto::v1::{self, AckKind};
 
 use crate::{
     plan::{MS, Micros, SECOND},
+    stream::{Parcel, Streams},
     world::{Happening, World},
 };
 
@@ -109,32 +107,6 @@ pub enum Message {
     Down(Down),
 }
 
-/// Streams within which messages keep their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Lane {
-    Results,
-    Output,
-    Assign,
-    Acks,
-    OutputAcks,
-}
-
-impl Message {
-    fn lane(&self) -> Option<Lane> {
-        match self {
-            Self::Up(Up::Results { .. }) => Some(Lane::Results),
-            Self::Up(Up::Output { .. }) => Some(Lane::Output),
-            Self::Down(Down::Assign { .. } | Down::AssignEnded { .. }) => Some(Lane::Assign),
-            Self::Down(Down::Acks { .. } | Down::ResultsEnded { .. }) => Some(Lane::Acks),
-            Self::Down(Down::OutputAck { .. }) => Some(Lane::OutputAcks),
-            Self::Up(
-                Up::Register { .. } | Up::Heartbeat { .. } | Up::OpenAssign { .. } | Up::Dropped { .. },
-            )
-            | Self::Down(Down::Registered { .. } | Down::Beat { .. }) => None,
-        }
-    }
-}
-
 impl Message {
     /// Calls that are tried again, and words that are said again.
     fn may_come_twice(&self) -> bool {
@@ -149,7 +121,7 @@ pub struct Link {
     pub down_blocked: bool,
     /// Counts the blocks, so that the end of one does not end the next.
     block: u64,
-    held: Vec<(u64, Message)>,
+    held: Vec<(u64, Parcel)>,
 }
 
 impl Link {
@@ -170,8 +142,7 @@ pub struct Connection {
     pub agent_open: bool,
     pub server_open: bool,
     cut: bool,
-    last: BTreeMap<Lane, Micros>,
-    lost: BTreeSet<Lane>,
+    streams: Streams,
 }
 
 /// An end of a connection.
@@ -200,8 +171,7 @@ impl World {
             agent_open: true,
             server_open: true,
             cut: false,
-            last: BTreeMap::new(),
-            lost: BTreeSet::new(),
+            streams: Streams::default(),
         };
         self.connections.insert(id, connection);
         Some(id)
@@ -213,8 +183,7 @@ impl World {
         if self.rng.chance(self.weather().late) {
             latency += self.rng.skewed(MS, 30 * SECOND);
         }
-        let mut at = self.now + latency;
-        let Some(open) = self.connections.get_mut(&connection) else { return };
+        let Some(open) = self.connections.get(&connection) else { return };
         let sender_open = match message {
             Message::Up(_) => open.agent_open,
             Message::Down(_) => open.server_open,
@@ -224,45 +193,49 @@ impl World {
         }
         let process = open.process;
         self.check_halted(process, &message);
-        let Some(open) = self.connections.get_mut(&connection) else { return };
-        if let Some(lane) = message.lane() {
-            let last = open.last.entry(lane).or_default();
-            at = at.max(*last + 1);
-            *last = at;
-        }
-        if message.may_come_twice() && self.rng.chance(self.weather().twice) {
+        let twice = message.may_come_twice() && self.rng.chance(self.weather().twice);
+        let copy = twice.then(|| message.clone());
+        let at = self.depart(connection, message, self.now + latency);
+        if let Some(copy) = copy {
             self.history.note(self.now, "message comes twice", "");
             let again = at + self.rng.skewed(1, SECOND);
-            self.at(again, Happening::Arrive { connection, message: message.clone() });
-            if let Some(lane) = message.lane()
-                && let Some(open) = self.connections.get_mut(&connection)
-            {
-                open.last.insert(lane, again);
-            }
+            self.depart(connection, copy, again);
         }
-        self.at(at, Happening::Arrive { connection, message });
     }
 
-    pub fn arrive(&mut self, connection: u64, message: Message) {
+    /// Lets a message arrive at a time, or behind what was said before it; says when.
+    fn depart(&mut self, connection: u64, message: Message, at: Micros) -> Micros {
+        let Some(open) = self.connections.get_mut(&connection) else { return at };
+        let (parcel, at) = open.streams.enter(message, at);
+        self.at(at, Happening::Arrive { connection, parcel });
+        at
+    }
+
+    /// What comes out at the other end when something arrives, if anything does.
+    pub fn comes_out(&mut self, connection: u64, parcel: Parcel) -> Option<Message> {
         let loses = self.rng.chance(500);
-        let Some(open) = self.connections.get_mut(&connection) else { return };
+        let open = self.connections.get_mut(&connection)?;
         let link = &mut self.links[open.node * self.hosts.len() + open.host];
-        let blocked = match message {
-            Message::Up(_) => link.up_blocked,
-            Message::Down(_) => link.down_blocked,
-        };
+        let blocked = if parcel.is_up() { link.up_blocked } else { link.down_blocked };
         if blocked && !open.cut {
-            link.held.push((connection, message));
-            return;
+            link.held.push((connection, parcel));
+            return None;
         }
-        if open.cut {
-            let lane = message.lane();
-            if blocked || loses || lane.is_some_and(|lane| open.lost.contains(&lane)) {
-                open.lost.extend(lane);
-                self.history.note(self.now, "message lost", format_args!("{message:?}"));
-                return;
+        let lane = parcel.lane();
+        let message = open.streams.leave(parcel)?;
+        if open.cut && (blocked || loses || lane.is_some_and(|lane| open.streams.is_lost(lane))) {
+            if let Some(lane) = lane {
+                open.streams.lose(lane);
             }
+            self.history.note(self.now, "message lost", format_args!("{message:?}"));
+            return None;
         }
+        Some(message)
+    }
+
+    pub fn arrive(&mut self, connection: u64, parcel: Parcel) {
+        let Some(message) = self.comes_out(connection, parcel) else { return };
+        let Some(open) = self.connections.get(&connection) else { return };
         let (node, daemon, process) = (open.node, open.daemon, open.process);
         match message {
             Message::Up(up) => {
@@ -380,15 +353,14 @@ impl World {
         self.history.note(self.now, "partition heals", format_args!("node {node}"));
         // What waited comes in its order, after retransmission.
         let begin = self.now + self.rng.skewed(MS, SECOND);
-        for (place, (connection, message)) in (0..).zip(held) {
+        for (place, (connection, parcel)) in (0..).zip(held) {
             let at = begin + place;
-            if let Some(lane) = message.lane()
+            if let Some(lane) = parcel.lane()
                 && let Some(open) = self.connections.get_mut(&connection)
             {
-                let last = open.last.entry(lane).or_default();
-                *last = at.max(*last);
+                open.streams.delay(lane, at);
             }
-            self.at(at, Happening::Arrive { connection, message });
+            self.at(at, Happening::Arrive { connection, parcel });
         }
     }
 }

@@ -16,11 +16,12 @@ use crate::{
     invariant::{Invariant, Violation},
     jail::JailStep,
     machine::{DaemonStep, Machine},
-    network::{Connection, Link, Message, Point, Side},
+    network::{Connection, Link, Point, Side},
     operator::{Operation, OperatorStep},
     plan::{MS, Micros, Plan, SECOND},
     redrive::{RedriveStep, Redriver},
     rng::Rng,
+    stream::Parcel,
     transaction::{Transaction, TxAnswer},
     trouble::{Fault, Weather},
 };
@@ -46,7 +47,7 @@ pub enum Happening {
     KeepHalt { life: u64, epoch: u64, timeline: u64 },
     Loaded { life: u64, snapshot: Box<coordinator::engine::Snapshot>, ready: Micros },
     Handle { life: u64, handler: Handler },
-    Arrive { connection: u64, message: Message },
+    Arrive { connection: u64, parcel: Parcel },
     Noticed { connection: u64, side: Side },
     // The rest of the world.
     StartCoordinator { host: usize },
@@ -142,7 +143,7 @@ pub fn run(seed: u64, broken: Option<Broken>, trace: bool) -> Outcome {
 }
 
 impl World {
-    fn new(seed: u64, broken: Option<Broken>, trace: bool) -> Self {
+    pub fn new(seed: u64, broken: Option<Broken>, trace: bool) -> Self {
         let mut plan = Plan::new(seed);
         if broken == Some(Broken::KeepsReplaced) {
             // Processes that outlive a replacement, so that there is something to keep.
@@ -233,25 +234,31 @@ impl World {
     }
 
     fn step(&mut self) {
-        let Some(((at, _), happening)) = self.queue.pop_first() else {
+        let Some(happening) = self.pop() else {
             return self.history.fail(
                 self.now,
                 Invariant::EverythingEnds,
                 "nothing happens any more, and not everything is over",
             );
         };
-        self.now = at;
-        self.happenings += 1;
         if let Some(life) = self.process_of(&happening) {
             // What is of a process that is gone happens nowhere.
             let Some(host) = self.host_of(life) else { return };
             let until = self.hosts[host].frozen_until;
-            if at < until {
+            if self.now < until {
                 return self.at(until, happening);
             }
             self.turn = host;
         }
         self.happen(happening);
+    }
+
+    /// What happens next; it is its time now.
+    pub fn pop(&mut self) -> Option<Happening> {
+        let ((at, _), happening) = self.queue.pop_first()?;
+        self.now = at;
+        self.happenings += 1;
+        Some(happening)
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -267,7 +274,7 @@ impl World {
             Happening::Loaded { life, snapshot, ready } => self.loaded(life, snapshot, ready),
             Happening::KeepHalt { life, epoch, timeline } => self.keep_halt(life, epoch, timeline),
             Happening::Handle { life, handler } => self.handle(life, handler),
-            Happening::Arrive { connection, message } => self.arrive(connection, message),
+            Happening::Arrive { connection, parcel } => self.arrive(connection, parcel),
             Happening::Noticed { connection, side } => self.noticed(connection, side),
             Happening::StartCoordinator { host } => self.start_coordinator(host),
             Happening::Fence { tx } => self.fence(tx),
@@ -373,13 +380,9 @@ impl World {
             | Happening::Loaded { life, .. }
             | Happening::KeepHalt { life, .. }
             | Happening::Handle { life, .. } => Some(*life),
-            Happening::Arrive { connection, message: Message::Up(_) }
-            | Happening::Noticed { connection, side: Side::Server } => {
-                let process = self.connections.get(connection)?.process;
-                // Without it the network still has to know.
-                self.host_of(process).map(|_| process)
-            }
-            Happening::Arrive { message: Message::Down(_), .. }
+            Happening::Arrive { connection, parcel } if parcel.is_up() => self.process_at(*connection),
+            Happening::Noticed { connection, side: Side::Server } => self.process_at(*connection),
+            Happening::Arrive { .. }
             | Happening::Noticed { side: Side::Agent, .. }
             | Happening::Fault(_)
             | Happening::Heal
