@@ -9,7 +9,7 @@ use agent::jail::{ExitCause, Level, Options, StartRequest};
 use super::{
     strict::strict,
     support::{Node, as_everybody, root, until},
-    weaken::{check, expect, poorer},
+    weaken::{check, expect, namespaces, poorer},
 };
 
 const PRCTL: u32 = if cfg!(target_arch = "x86_64") { 157 } else { 167 };
@@ -47,15 +47,7 @@ fn what_only_root_can_lack_is_found_out() {
         if !own_machine() {
             return;
         }
-        for (kind, layer, strongest) in [
-            ("user", "user_namespace", "basic"),
-            ("pid", "pid_namespace", "none"),
-            ("mnt", "hidden_files", "none"),
-            ("net", "network_namespace", "basic"),
-            ("ipc", "ipc_namespace", "basic"),
-            ("uts", "uts_namespace", "basic"),
-            ("cgroup", "cgroup_namespace", "basic"),
-        ] {
+        for (kind, layer, strongest) in namespaces() {
             let limit = Limit::of(kind);
             limit.lower();
             let (said, takes) = check(&node, "exec \"$@\"");
@@ -156,7 +148,7 @@ fn a_layer_that_is_gone_since_the_start_keeps_tasks_from_starting_and_weakens_no
                 // Shown as an ordinary user, whose limits are those of a namespace of its own.
                 return;
             }
-            for kind in ["pid", "mnt", "ipc", "uts", "cgroup", "user", "net"] {
+            for (kind, ..) in namespaces() {
                 let limit = root().then(|| Limit::of(kind));
                 let script = &format!("readlink /proc/self/ns/{kind}; echo ran > ran; exit 3");
                 if limit.is_none() {

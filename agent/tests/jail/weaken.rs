@@ -47,6 +47,21 @@ pub fn expect(said: &str, layer: &str, remedy: &str, strongest: &str) {
     assert!(said.contains(&format!("strongest level: {strongest}\n")), "{layer}: {said}");
 }
 
+/// The kinds of namespaces as the kernel names them, the layer that each makes, and the strongest level
+/// without it.
+pub fn namespaces() -> [(&'static str, &'static str, &'static str); 7] {
+    [
+        ("pid", "pid_namespace", "none"),
+        ("mnt", "hidden_files", "none"),
+        ("ipc", "ipc_namespace", "basic"),
+        ("uts", "uts_namespace", "basic"),
+        ("cgroup", "cgroup_namespace", "basic"),
+        // Root makes the others without one.
+        ("user", "user_namespace", if root() { "basic" } else { "none" }),
+        ("net", "network_namespace", "basic"),
+    ]
+}
+
 const SECCOMP: u32 = if cfg!(target_arch = "x86_64") { 317 } else { 277 };
 const MOUNT_SETATTR: u32 = 442;
 const LANDLOCK: u32 = 444;
@@ -76,15 +91,7 @@ fn a_machine_that_gives_no_namespaces_of_a_kind_is_found_out() {
             // Shown as an ordinary user: inside of a user namespace root is no root.
             return;
         }
-        for (kind, layer, strongest) in [
-            ("user", "user_namespace", "none"),
-            ("pid", "pid_namespace", "none"),
-            ("mnt", "hidden_files", "none"),
-            ("net", "network_namespace", "basic"),
-            ("ipc", "ipc_namespace", "basic"),
-            ("uts", "uts_namespace", "basic"),
-            ("cgroup", "cgroup_namespace", "basic"),
-        ] {
+        for (kind, layer, strongest) in namespaces() {
             let line = format!(
                 "exec unshare --user --map-current-user --keep-caps sh -c 'echo 0 > /proc/sys/user/max_{kind}_namespaces; \
                  exec setpriv --ambient-caps=-all --inh-caps=-all \"$@\"' sh \"$@\""
