@@ -2,7 +2,7 @@
 //! as a whole. Made below the jail's own groups, so whatever bounds the agent bounds its tasks.
 //!
 //! Version 1 with a tree for each controller, and version 2 with one for all. Files are written
-//! directly: there are seven. May enter: making, bounding, reading and removing groups; nothing
+//! directly: there are eight. May enter: making, bounding, reading and removing groups; nothing
 //! about tasks.
 
 use std::{
@@ -261,6 +261,8 @@ pub struct Group {
     memory: File,
     /// Memory with swap (version 1), or swap alone (version 2); none where swap is not counted.
     swap: Option<File>,
+    /// What waits in sockets of the internet protocols, which version 1 counts apart.
+    sockets: Option<File>,
     pids: File,
     cpu: File,
     kills: File,
@@ -292,6 +294,7 @@ impl Group {
         Ok(Self {
             memory: write(memory.join(names[0]))?,
             swap: write(memory.join(names[1])).ok(),
+            sockets: if two { None } else { Some(write(memory.join("memory.kmem.tcp.limit_in_bytes"))?) },
             pids: write(pids.join(names[2]))?,
             cpu: write(cpu.join(names[3]))?,
             kills,
@@ -343,6 +346,9 @@ impl Group {
                     limit(swap, bounds.memory, none)?;
                 }
                 None => limit(&self.memory, bounds.memory, none)?,
+            }
+            if let Some(sockets) = &self.sockets {
+                limit(sockets, bounds.memory, none)?;
             }
         }
         if bounds.processes != self.held.processes {

@@ -49,7 +49,43 @@ def local():
     kept.append((here, there))
 
 
+def tcp():
+    server = socket.create_server(("127.0.0.1", 0))
+    here = socket.create_connection(server.getsockname())
+    there = server.accept()[0]
+    here.setblocking(False)
+    kept.append((here, there))
+    sent = 0
+    try:
+        while sent < MIB:
+            sent += here.send(bytes(64 * 1024))
+    except BlockingIOError:
+        pass
+
+
+def udp():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(("127.0.0.1", 0))
+    s.setblocking(False)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
+    kept.append(s)
+    try:
+        for _ in range(20):
+            s.sendto(bytes(50_000), s.getsockname())
+    except BlockingIOError:
+        pass
+
+
+def waiting():
+    """Bytes that the kernel holds in sockets of the internet protocols, of the whole machine."""
+    lines = [line.split() for line in open("/proc/net/sockstat")]
+    pages = [int(words[words.index("mem") + 1]) for words in lines if words[0] in ("TCP:", "UDP:")]
+    return sum(pages) * mmap.PAGESIZE
+
+
+before = waiting()
 fill = globals()[sys.argv[1]]
 for _ in range(int(sys.argv[2])):
     fill()
     print("one more", flush=True)
+print(waiting() - before)

@@ -44,3 +44,30 @@ hoards! {
     // The kernel lets little wait in each, and counts its own part too.
     what_waits_in_sockets_counts: "local" "600";
 }
+
+/// Nobody is killed for it: what does not fit is not sent, or lost on the way.
+#[test]
+fn what_waits_in_sockets_of_the_network_is_bounded() {
+    as_everybody("hoards::what_waits_in_sockets_of_the_network_is_bounded", async |mut node: Node| {
+        if node.client.probe().await.unwrap().limits != Limits::Cgroup {
+            assert!(!root(), "root has control groups on this machine");
+            mesh_skip::skip(&format!("no control groups here for uid {}", super::support::uid()));
+            return;
+        }
+        for what in ["tcp", "udp"] {
+            let mut held = async |memory: Option<u64>| {
+                let ended = hoard(&mut node, what, "200", memory).await;
+                match &ended.record.cause {
+                    ExitCause::Exited(0) => ended.out().lines().last().unwrap().parse::<i64>().unwrap(),
+                    ExitCause::OutOfMemory => 0,
+                    cause => panic!("{what}: {cause:?} {}", ended.err()),
+                }
+            };
+            // Others on this machine have sockets too, but not that much in them.
+            let (bounded, free) = (held(Some(32 << 20)).await, held(None).await);
+            println!("{what}: {bounded} bytes, {free} without a bound");
+            assert!(free > 150 << 20, "{what}: {free} bytes are nothing to bound");
+            assert!(bounded < 70 << 20, "{what}: {bounded} bytes wait in sockets");
+        }
+    });
+}
