@@ -108,6 +108,7 @@ fn layer(step: &Step) -> Layer {
         Step::NumbersAnew => Layer::Pid,
         Step::OwnGroups | Step::StandingQueues => Layer::Names,
         Step::OwnUser { .. }
+        | Step::FewWatches
         | Step::EnterUser
         | Step::MapIds { .. }
         | Step::DropBoundingSet

@@ -4,7 +4,8 @@
 //!
 //! It sees files by their names, and those that have none any more by the descriptors that hold them
 //! open or, in `mapped`, by the mappings. What nobody sees: a
-//! nameless file that travels between two sockets. A single file is bounded by the process limit on file
+//! nameless file that travels between two sockets. A directory that it cannot open counts as too much, for it
+//! would be a way to hide. A single file is bounded by the process limit on file
 //! sizes as well.
 
 use std::{
@@ -14,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::{
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags},
+    io::Errno,
+};
 
 use super::{mapped::Held, plan::Room, sys};
 
@@ -63,9 +67,13 @@ impl Watch {
         let (most_bytes, most_files) =
             (self.room.bytes.unwrap_or(u64::MAX), self.room.files.unwrap_or(u64::MAX));
         let (mut bytes, mut files) = (0_u64, 0_u64);
-        let root = open_dir(CWD, c".")?;
-        let work = rustix::fs::fstat(&root).ok()?;
-        let mut open = vec![Dir::new(root).ok()?];
+        let Ok((root, work)) = try_open_dir(CWD, c".").and_then(|root| {
+            let work = rustix::fs::fstat(&root)?;
+            Ok((Dir::new(root)?, work))
+        }) else {
+            return Some(true);
+        };
+        let mut open = vec![root];
         while !open.is_empty() {
             let depth = open.len();
             let dir = open.last_mut()?;
@@ -90,10 +98,13 @@ impl Watch {
             if files > most_files || depth > DEPTH {
                 return Some(true);
             }
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-                && let Some(dir) = open_dir(fd, name).and_then(|fd| Dir::new(fd).ok())
-            {
-                open.push(dir);
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                match try_open_dir(fd, name).and_then(Dir::new) {
+                    Ok(dir) => open.push(dir),
+                    // Something else stands there by now.
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                    Err(_) => return Some(true),
+                }
             }
         }
         // Of this pid namespace alone: nobody else is in this /proc.
@@ -174,6 +185,10 @@ pub(super) fn for_each_number(at: impl AsFd, path: &CStr, mut action: impl FnMut
 }
 
 pub(super) fn open_dir(at: impl AsFd, name: &CStr) -> Option<OwnedFd> {
+    try_open_dir(at, name).ok()
+}
+
+fn try_open_dir(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(at, name, flags, Mode::empty()).ok()
+    rustix::fs::openat(at, name, flags, Mode::empty())
 }

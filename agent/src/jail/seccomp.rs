@@ -1,7 +1,7 @@
 //! The system calls that a strict task may make: an allowlist, by groups with a reason each, and its
 //! compilation into the kernel's filter language. Pure; `sys` hands the program to the kernel.
 //!
-//! What is on no list fails with EPERM; `clone3`, POSIX queues and everything newer than this list with ENOSYS, so
+//! What is on no list fails with EPERM; `clone3`, POSIX queues, `io_setup` and everything newer than this list with ENOSYS, so
 //! that a C library falls back to the older call, whose flags a filter can see. Another machine's
 //! system calls (32-bit ones on a 64-bit kernel) end the process.
 //!
@@ -73,13 +73,17 @@ pub const RULED: &[(c_long, Rule)] = &[
         libc::SYS_mknodat,
         Rule::Except { argument: 2, mask: libc::S_IFMT, values: &DEVICES, error: libc::EPERM },
     ),
+    // Its own limits and its children's, not those of process 1: a keeper that may open no file does not see
+    // what the task writes, and an ordinary user's has the task's own uid.
+    (libc::SYS_prlimit64, Rule::Except { argument: 0, mask: u32::MAX, values: &[1], error: libc::EPERM }),
     (libc::SYS_personality, Rule::Only { argument: 0, values: &PERSONALITIES, error: libc::EPERM }),
 ];
 
 /// Calls that do not exist for a task: the C library does without `clone3`; POSIX queues lie in a file
 /// system of their own that no Landlock rule can name, so opening one would fail for a reason that
-/// no program expects.
-pub const ABSENT: &[c_long] = calls![SYS_clone3 SYS_mq_open SYS_mq_unlink];
+/// no program expects; of the kernel's own asynchronous input and output the machine has one small stock for
+/// everybody (`fs.aio-max-nr`), which one task could use up.
+pub const ABSENT: &[c_long] = calls![SYS_clone3 SYS_mq_open SYS_mq_unlink SYS_io_setup];
 
 /// The newest system call that was looked at for these lists; the newer ones do not exist for a task.
 pub const NEWEST: c_long = 469;
@@ -128,7 +132,7 @@ pub const ALLOWED: &[Group] = &[
             SYS_tgkill SYS_pidfd_open SYS_pidfd_send_signal SYS_getpid SYS_getppid SYS_gettid
             SYS_getpgid SYS_setpgid SYS_getsid SYS_setsid SYS_prctl SYS_set_tid_address
             SYS_set_robust_list SYS_get_robust_list SYS_futex SYS_futex_waitv SYS_rseq
-            SYS_restart_syscall SYS_getrusage SYS_times SYS_prlimit64 SYS_getrlimit SYS_setrlimit
+            SYS_restart_syscall SYS_getrusage SYS_times SYS_getrlimit SYS_setrlimit
             SYS_getpriority SYS_setpriority SYS_ioprio_get SYS_ioprio_set
         ],
     },
@@ -161,8 +165,7 @@ pub const ALLOWED: &[Group] = &[
         why: "waiting for events",
         calls: calls![
             SYS_ppoll SYS_pselect6 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2
-            SYS_eventfd2 SYS_io_setup SYS_io_submit SYS_io_getevents SYS_io_cancel
-            SYS_io_destroy
+            SYS_eventfd2
         ],
     },
     Group {

@@ -76,6 +76,11 @@ const INERT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(Moun
 /// The same for what a task may write and run.
 pub(super) const TAME: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
+/// Of the instances and watches that a user of the machine may have, how many a slot's may.
+const WATCHES_SHARE: i32 = 16;
+/// How pseudo terminals are mounted. The machine has some thousands for all of its tasks and others.
+const TERMINALS: &CStr = c"ptmxmode=0666,mode=0600,max=256";
+
 /// Does one step.
 pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
     match step {
@@ -87,9 +92,12 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
         }
         Step::OwnGroups => sys::unshare(sys::NEW_CGROUP),
         Step::OwnUser { uid, gid } => {
-            hands.user = Some(user_namespace((*uid, *uid), (*gid, *gid))?);
+            let user = user_namespace((*uid, *uid), (*gid, *gid))?;
+            in_user_namespace(&user, few_watches)?;
+            hands.user = Some(user);
             Ok(())
         }
+        Step::FewWatches => few_watches(),
         Step::BeginTree => {
             let spaces = open_dir(c"/proc/self/ns")?;
             let mounts = open_file_at(&spaces, c"mnt")?;
@@ -184,7 +192,7 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
         }
         Step::Terminals(path) => {
             let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-            rustix::mount::mount(c"mesh", path.as_c_str(), c"devpts", flags, c"ptmxmode=0666,mode=0600")?;
+            rustix::mount::mount(c"mesh", path.as_c_str(), c"devpts", flags, TERMINALS)?;
             // Devices open all the same, but no task changes what the next one finds.
             rustix::mount::mount_remount(path.as_c_str(), flags | MountFlags::BIND | MountFlags::RDONLY, c"")
         }
@@ -323,6 +331,47 @@ fn user_namespace(uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
         rustix::process::WaitIdOptions::EXITED,
     );
     made
+}
+
+/// Does something with power over a user namespace, which this process does not enter.
+fn in_user_namespace(user: &OwnedFd, what: fn() -> Result<(), Errno>) -> Result<(), Errno> {
+    #[expect(unsafe_code, reason = "a fork")]
+    // SAFETY: as in `user_namespace`.
+    let pidfd = match unsafe { sys::fork_into(0) }? {
+        Fork::Parent { pidfd, .. } => pidfd,
+        Fork::Child => {
+            let done = sys::enter(user, sys::NEW_USER).and_then(|()| what());
+            sys::exit_now(done.err().map_or(0, Errno::raw_os_error))
+        }
+    };
+    let status = rustix::process::waitid(
+        rustix::process::WaitId::PidFd(pidfd.as_fd()),
+        rustix::process::WaitIdOptions::EXITED,
+    )?;
+    match status.and_then(|status| status.exit_status()) {
+        Some(0) => Ok(()),
+        code => Err(code.map_or(Errno::IO, Errno::from_raw_os_error)),
+    }
+}
+
+/// Whoever is in this user namespace may watch a part of the files that the machine lets each of its users
+/// watch. It counts as its maker's too, who may be root.
+fn few_watches() -> Result<(), Errno> {
+    for (machine, own) in [
+        (c"/proc/sys/fs/inotify/max_user_instances", c"/proc/sys/user/max_inotify_instances"),
+        (c"/proc/sys/fs/inotify/max_user_watches", c"/proc/sys/user/max_inotify_watches"),
+    ] {
+        let mut digits = [0; 24];
+        let length = match rustix::fs::open(machine, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => rustix::io::read(file, &mut digits)?,
+            // A kernel without inotify.
+            Err(Errno::NOENT) => continue,
+            Err(errno) => return Err(errno),
+        };
+        let most = str::from_utf8(&digits[..length]).ok().and_then(|text| text.trim().parse::<i32>().ok());
+        write_file(own, decimal(most.ok_or(Errno::INVAL)? / WATCHES_SHARE, &mut [0; 12]))?;
+    }
+    Ok(())
 }
 
 /// As far as this kernel knows what is forbidden: older ones forbid less.

@@ -212,6 +212,11 @@ fn whoever_fills_a_place_finds_it_full_alone() {
             ("i=0; while : > f$i; do i=$((i+1)); done; sleep 99", "files"),
             // Directories in directories, deeper than anybody looks.
             ("i=0; while mkdir d && cd d; do i=$((i+1)); test $i -lt 1000 || break; done; sleep 99", "files"),
+            // In a directory that nobody may read, in another one.
+            (
+                "mkdir d; for i in 1 2 3 4 5 6 7 8; do head -c 4000000 /dev/zero > d/$i; done; chmod 0 d .; sleep 99",
+                "bytes",
+            ),
             // Without a name, but open: by a process, by a second one, by a thread that shares nothing.
             (NAMELESS, "bytes"),
             // And mapped, but not open.
@@ -238,6 +243,30 @@ fn whoever_fills_a_place_finds_it_full_alone() {
         fs::write(beside.work_dir.join("go"), "").unwrap();
         let ended = node.ended(&beside).await;
         assert_eq!((ended.out(), &ended.record.cause), ("up\nx\nx\nx\n", &ExitCause::Exited(0)));
+    });
+}
+
+/// An ordinary user's keeper has the task's own uid. Should the filter let the task reach it all the same, a
+/// keeper that can look no more takes that for too much.
+#[test]
+fn whoever_takes_the_keepers_sight_has_no_more_room() {
+    as_everybody("abuse::whoever_takes_the_keepers_sight_has_no_more_room", async |mut node: Node| {
+        let bounds = Bounds { disk: Some(16 << 20), ..Bounds::default() };
+        let script = "exec /usr/bin/python3 -c '\
+                      import resource, time\n\
+                      try: resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0)); print(\"reached\", flush=True)\n\
+                      except PermissionError: print(\"denied\", flush=True)\n\
+                      for i in range(8): open(str(i), \"wb\").write(bytes(4_000_000))\n\
+                      time.sleep(99)'";
+        for (without, aims) in
+            [(vec![], "denied"), (vec![Wall::Seccomp], if root() { "denied" } else { "reached" })]
+        {
+            let mut request = StartRequest { bounds, without, ..strict(node.shell(script)) };
+            request.timeout = Some(Duration::from_secs(40));
+            let ended = node.run(request).await;
+            assert_eq!(ended.out().trim(), aims, "{}", ended.err());
+            assert!(matches!(ended.record.cause, ExitCause::DiskFull(_)), "{:?}", ended.record.cause);
+        }
     });
 }
 

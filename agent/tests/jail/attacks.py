@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import platform
+import resource
 import signal
 import socket
 import struct
@@ -23,6 +24,7 @@ CALLS = {
     "name_to_handle_at": (303, 264), "keyctl": (250, 219), "add_key": (248, 217), "bpf": (321, 280),
     "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "perf_event_open": (298, 241),
     "clone3": (435, 435), "pidfd_getfd": (438, 438), "kcmp": (312, 272),
+    "io_setup": (206, 0),
 }
 NEWUSER, NEWNS = 0x10000000, 0x00020000
 
@@ -139,6 +141,19 @@ def keeper():
     """The files and the memory of process 1."""
     os.listdir("/proc/1/root/")
     open("/proc/1/maps").read()
+    reached()
+
+
+def keeper_limits():
+    """The open files of process 1, which looks at what its task writes."""
+    resource.prlimit(1, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+    reached()
+
+
+def asynchronous():
+    """The machine's stock of places for the kernel's own asynchronous input and output."""
+    context = ctypes.c_ulong()
+    call("io_setup", 1000, ctypes.byref(context))
     reached()
 
 

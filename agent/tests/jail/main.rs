@@ -11,6 +11,7 @@ mod lease;
 mod leavings;
 mod output;
 mod programs;
+mod quotas;
 mod remedies;
 mod reuse;
 mod rooms;

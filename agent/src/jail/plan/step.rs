@@ -19,11 +19,14 @@ pub enum Step {
     OwnNetwork,
     /// Control groups are seen from the own ones down.
     OwnGroups,
-    /// Make a user namespace in which there is this uid and gid alone, and keep hold of it.
+    /// Make a user namespace in which there are this uid and gid alone and few watches of files, and keep
+    /// hold of it.
     OwnUser {
         uid: u32,
         gid: u32,
     },
+    /// No more than a part of the machine's watches of files for whoever is in this user namespace.
+    FewWatches,
     /// From here on build a file tree, aside from the one that this process sees.
     BeginTree,
     /// The root of the tree under construction: empty, in memory.
@@ -155,6 +158,8 @@ pub enum Limit {
     /// How far above others it may put itself.
     Priority,
     RealTime,
+    /// Signals and timers that wait; those of a user namespace count as its maker's too.
+    Signals,
 }
 
 impl Limit {
@@ -168,6 +173,7 @@ impl Limit {
             Self::Data => Resource::Data,
             Self::Priority => Resource::Nice,
             Self::RealTime => Resource::Rtprio,
+            Self::Signals => Resource::Sigpending,
         }
     }
 }
@@ -182,6 +188,7 @@ impl Step {
             Self::OwnNetwork => "making a network namespace",
             Self::OwnGroups => "making a cgroup namespace",
             Self::OwnUser { .. } => "making a user namespace",
+            Self::FewWatches => "limiting watches of files",
             Self::BeginTree | Self::EndTree => "making a mount namespace",
             Self::TreeRoot(_) | Self::Link { .. } | Self::MakeFile(_) => "building the file tree",
             Self::Pivot(_) => "changing the root",

@@ -56,6 +56,9 @@ const SCRATCH_SHARE: u64 = 2;
 const SCRATCH: u64 = 1 << 30;
 /// Bytes for each file that /tmp may hold.
 const PER_FILE: u64 = 8192;
+/// Signals with a value, and timers, that may wait for a task.
+const SIGNALS: u64 = 1024;
+
 impl Ground {
     /// What `request` needs under it.
     pub fn of(request: &StartRequest, facts: &Facts) -> Option<Self> {
@@ -98,6 +101,7 @@ pub fn ground(
     }
     if facts.uid != 0 {
         steps.push(Step::MapIds { uid_map: same(facts.uid)?, gid_map: same(facts.gid)? });
+        steps.push(Step::FewWatches);
     }
     if ground.stands {
         // Its tasks have it from their keeper, and none comes below what root gave.
@@ -207,6 +211,7 @@ pub(super) fn plan(
     steps.extend(limits(request, facts));
     if with(Wall::Limits) {
         steps.extend([Step::Limit(Limit::Priority, 0), Step::Limit(Limit::RealTime, 0)]);
+        steps.push(Step::Limit(Limit::Signals, SIGNALS));
         if facts.limits == Limits::Rlimit {
             steps.extend(request.bounds.memory.map(|most| Step::Limit(Limit::Data, most)));
             steps.extend(request.bounds.processes.map(|most| Step::Limit(Limit::Processes, most)));

@@ -159,6 +159,12 @@ fn arguments_decide_where_a_call_is_half_allowed() {
     ] {
         assert_eq!(go(libc::SYS_mknodat, &[0, 0, u64::from(kind | 0o644)]), expected, "{kind:o}");
     }
+    // Whoever of the task's processes; the kernel takes the lower half of the number.
+    for (process, expected) in
+        [(0, ALLOW), (2, ALLOW), (1, error(libc::EPERM)), (1 | 1 << 32, error(libc::EPERM))]
+    {
+        assert_eq!(go(libc::SYS_prlimit64, &[process]), expected, "{process:#x}");
+    }
     assert_eq!(go(libc::SYS_personality, &[0xffff_ffff]), ALLOW);
     assert_eq!(go(libc::SYS_personality, &[0x40_0000]), error(libc::EPERM), "READ_IMPLIES_EXEC");
 }
@@ -254,7 +260,7 @@ fn the_lists_make_a_program_for_the_other_machine_too() {
     let unknown: Vec<&&str> = names.iter().filter(|name| !header.contains_key(**name)).collect();
     // Headers may be older than the lists; what is older than both must be there.
     assert!(unknown.len() <= newer().count(), "64-bit Arm lacks some of {unknown:?}");
-    let absent: Vec<u32> = ["clone3", "mq_open", "mq_unlink"].map(|name| header[name]).into();
+    let absent: Vec<u32> = ["clone3", "mq_open", "mq_unlink", "io_setup"].map(|name| header[name]).into();
     let known = names.iter().filter_map(|name| header.get(name).copied());
     let allowed: HashSet<u32> =
         known.chain(newer().map(|call| *call as u32)).filter(|number| !absent.contains(number)).collect();
