@@ -153,7 +153,7 @@ impl Stamp {
 }
 
 /// The counters of a network of its own: whether anything was ever sent there. A task makes no packets
-/// but IP's, so those of the interface say no more.
+/// but IP's, so those of the interface say no more. Flow labels stay for a while without anything sent.
 pub struct Traffic {
     files: Vec<File>,
     unused: Vec<u8>,
@@ -164,7 +164,7 @@ impl Traffic {
     pub fn watch() -> Self {
         let file = |name| File::open(format!("/proc/self/net/{name}")).ok();
         let mut traffic =
-            Self { files: ["snmp", "snmp6"].into_iter().filter_map(file).collect(), unused: Vec::new() };
+            Self { files: ["snmp", "snmp6", "ip6_flowlabel"].into_iter().filter_map(file).collect(), unused: Vec::new() };
         traffic.unused = traffic.read();
         traffic
     }

@@ -11,6 +11,7 @@ import pty
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -45,6 +46,13 @@ def listener():
 def traffic():
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.sendto(b"x" * 100, ("127.0.0.1", 9))
+
+
+def label():
+    s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    # For one minute: to here, made anew, for everybody.
+    wanted = socket.inet_pton(socket.AF_INET6, "::1") + struct.pack("!IBB", 0x12345, 0, 255)
+    s.setsockopt(socket.IPPROTO_IPV6, 32, wanted + struct.pack("=HHHI", 1, 60, 60, 0))
 
 
 def abstract():

@@ -56,7 +56,7 @@ macro_rules! left {
 left! {
     no_process_is_left_for_the_next_task: "processes";
     no_socket_is_left_for_the_next_task: "listener" "abstract";
-    no_counter_of_the_network_is_left_for_the_next_task: "traffic";
+    no_counter_of_the_network_is_left_for_the_next_task: "traffic" "label";
     no_file_is_left_for_the_next_task: "files" "lock";
     no_shared_memory_queue_or_semaphore_is_left_for_the_next_task: "queues" "segments" "semaphores";
     no_terminal_is_left_for_the_next_task: "terminal";
