@@ -80,5 +80,6 @@ fn request(dir: &std::path::Path, job: u64, level: Level) -> anyhow::Result<Star
         room: None,
         without: Vec::new(),
         lease: None,
+        after: None,
     })
 }

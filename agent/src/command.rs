@@ -49,6 +49,7 @@ pub fn request(
         room: None,
         without: Vec::new(),
         lease,
+        after: job.after,
         work_dir,
     })
 }
@@ -141,7 +142,7 @@ mod tests {
 
     fn job(assignment: Assignment) -> Job {
         let key = AttemptKey { task: TaskKey { job: JobNumber(12), task: 0, index: 7 }, number: 2 };
-        Job { key, slot: 0, assignment: Arc::new(assignment), resume: false }
+        Job { key, slot: 0, assignment: Arc::new(assignment), resume: false, after: None }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::attempts::Input;
+use crate::attempts::{Capacity, Input};
 use crate::backoff::Backoff;
 use crate::blobs::{Blobs, Cache};
 use crate::config::{Config, Flags};
@@ -52,6 +52,8 @@ struct ReadyLine<'a> {
 
 /// The cache's bound when none is given.
 const MAX_CACHE: u64 = 10 << 30;
+/// Attempts that may stand in line for a slot: enough that one is there when the daemon is busy.
+const IN_LINE: usize = 6;
 /// How long an agent that ends its tasks waits for the coordinator to hear of it.
 const FAREWELL: Duration = Duration::from_secs(20);
 
@@ -118,7 +120,8 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         let max = config.limits.cache_size.unwrap_or_else(|| MAX_CACHE.min(facts::disk(&blobs).total / 10));
         tokio::task::spawn_blocking(move || Cache::open(&blobs, max)).await??
     };
-    let capacity = machine.capacity(&config);
+    let in_line = if work_root == data.path.join("attempts") && jail.knows_lines() { IN_LINE } else { 0 };
+    let capacity = Capacity { in_line, ..machine.capacity(&config) };
     let context = Context {
         config: config.clone(),
         node_name: identity.node.name.as_str().into(),

@@ -31,7 +31,7 @@ impl Machine {
         Ok(Self { boot_id, cores, total_memory: memory().total, kernel: kernel(), gpus: gpus() })
     }
 
-    /// What tasks may use here.
+    /// What tasks may use here; nobody stands in line.
     pub fn capacity(&self, config: &Config) -> Capacity {
         let slots = config.slots.unwrap_or(self.cores);
         let memory_bytes = config.memory_bytes.unwrap_or_else(|| without_reserve(self.total_memory));
@@ -41,6 +41,7 @@ impl Machine {
             cpu_millis: u64::from(slots) * 1000,
             memory_bytes,
             named: config.resources.clone(),
+            in_line: 0,
         }
     }
 

@@ -72,8 +72,8 @@ impl Hub {
         self.metrics.attempts(running, waiting);
         for effect in effects {
             match effect {
-                Effect::Run { key, slot, assignment } => {
-                    self.run(Job { key, slot, assignment, resume: false });
+                Effect::Run { key, slot, assignment, after } => {
+                    self.run(Job { key, slot, assignment, resume: false, after });
                 }
                 Effect::Stop { key, stop } => {
                     if let Some(runner) = self.runners().get(&key) {
@@ -145,7 +145,7 @@ impl Hub {
                     info!(attempt = %key, ended = !resume, "taking up an attempt of the daemon before");
                     self.handle(Input::Recovered { assignment: assignment.clone(), slot, started, ended });
                     if resume {
-                        self.run(Job { key, slot, assignment, resume });
+                        self.run(Job { key, slot, assignment, resume, after: None });
                     }
                 }
                 Entry::Old(key) => {
@@ -225,6 +225,11 @@ impl Hub {
 
     pub fn seal(&self, key: AttemptKey, length: u64) -> bool {
         self.table().seal(key, length)
+    }
+
+    /// Whether attempts follow each other so fast that they stand in line.
+    pub fn is_busy(&self) -> bool {
+        self.table().is_busy()
     }
 
     pub fn is_idle(&self) -> bool {

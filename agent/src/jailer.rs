@@ -33,6 +33,8 @@ pub struct Fate {
     pub ended: Option<ExitRecord>,
     /// The jail that ran it is gone and left no record: nobody knows how it ended.
     pub lost: bool,
+    /// It stood in line and has not begun: nobody will start it unless asked again.
+    pub returned: bool,
 }
 
 /// A handle on the jail; clones share it.
@@ -57,6 +59,8 @@ struct Followed {
     dir: PathBuf,
     /// The jail was asked to start it: a jail that does not know it has lost it.
     asked: bool,
+    /// It was to stand in line: a jail that is gone has begun it only if it has a directory.
+    in_line: bool,
 }
 
 impl std::fmt::Debug for Shared {
@@ -139,6 +143,8 @@ impl Jailer {
             followed.fate.send_modify(|fate| {
                 if record.is_some() {
                     fate.ended = record;
+                } else if followed.in_line && !followed.dir.exists() {
+                    fate.returned = true;
                 } else if fate.ended.is_none() {
                     warn!(attempt = %key, "the jail that ran this attempt is gone");
                     fate.lost = true;
@@ -161,6 +167,11 @@ impl Jailer {
                     followed.fate.send_modify(|fate| fate.ended = Some(record));
                 }
             }
+            Event::Returned(attempt) => {
+                if let Some(followed) = fates.get(&attempt) {
+                    followed.fate.send_modify(|fate| fate.returned = true);
+                }
+            }
         }
     }
 
@@ -172,8 +183,10 @@ impl Jailer {
     pub async fn follow(&self, key: AttemptKey, dir: PathBuf, asked: bool) -> watch::Receiver<Fate> {
         let receiver = {
             let mut fates = self.fates();
-            let followed =
-                fates.entry(key).or_insert_with(|| Followed { fate: watch::Sender::default(), dir, asked });
+            let followed = fates.entry(key).or_insert_with(|| {
+                let fate = watch::Sender::default();
+                Followed { fate, dir, asked, in_line: false }
+            });
             followed.asked |= asked;
             followed.fate.subscribe()
         };
@@ -206,11 +219,14 @@ impl Jailer {
     /// Starts an attempt that is followed. Tried again when the connection breaks meanwhile: the
     /// jail starts an attempt once.
     pub async fn launch(&self, request: StartRequest) -> Result<(), ClientError> {
-        if let Some(followed) = self.fates().get_mut(&request.attempt) {
-            followed.asked = true;
-        }
         self.call(|client| {
             let request = request.clone();
+            if let Some(followed) = self.fates().get_mut(&request.attempt) {
+                followed.asked = true;
+                followed.in_line = request.after.is_some();
+                // What is known of an earlier try: that it did not come to this jail.
+                followed.fate.send_modify(|fate| (fate.lost, fate.returned) = (false, false));
+            }
             async move {
                 if request.lease.is_some() && !client.knows_leases() {
                     return Err(ClientError::Refused("it is of an older version and knows no leases".into()));
@@ -224,6 +240,11 @@ impl Jailer {
     /// Ends an attempt; its end is told to whoever follows it.
     pub async fn kill(&self, key: AttemptKey, grace: Duration) -> Result<(), ClientError> {
         self.call(|client| async move { client.kill(key, grace).await }).await
+    }
+
+    /// Nobody follows this attempt any more, which has not begun.
+    pub fn unfollow(&self, key: AttemptKey) {
+        self.fates().remove(&key);
     }
 
     /// Nobody follows these attempts any more, and the jail need not remember them. Gives those of which
@@ -245,6 +266,11 @@ impl Jailer {
     /// Whether the jail that is connected makes attempts' directories itself.
     pub fn makes_rooms(&self) -> bool {
         self.shared.client.borrow().as_ref().is_some_and(Client::makes_rooms)
+    }
+
+    /// Whether attempts may stand in line in the jail that is connected.
+    pub fn knows_lines(&self) -> bool {
+        self.shared.client.borrow().as_ref().is_some_and(Client::knows_lines)
     }
 
     /// Every attempt that the jail knows, with where it stands.

@@ -21,7 +21,7 @@ use crate::blobs::Blobs;
 use crate::command;
 use crate::config::Config;
 use crate::hub::Hub;
-use crate::jail::{self, ExitCause, ExitRecord};
+use crate::jail::{self, ClientError, ExitCause, ExitRecord};
 use crate::jailer::{Fate, Jailer};
 use crate::node::NodeRpc;
 use crate::progress;
@@ -70,6 +70,8 @@ pub struct Job {
     pub assignment: Arc<Assignment>,
     /// Its process was started by an earlier daemon.
     pub resume: bool,
+    /// It is to stand in line in the jail, behind this attempt.
+    pub after: Option<AttemptKey>,
 }
 
 /// How a step ended that did not lead on.
@@ -78,6 +80,8 @@ enum Cut {
     End(Box<Ended>),
     /// The runner was asked to stop.
     Stopped(Stop),
+    /// It was to stand in line, and has not begun.
+    Returned,
 }
 
 impl Context {
@@ -136,6 +140,10 @@ pub async fn run(context: &Context, hub: &Arc<Hub>, job: Job, stop: watch::Recei
     let ended = match runner.go().await {
         Ok(ended) | Err(Cut::End(ended)) => ended,
         Err(Cut::Stopped(Stop::Discard)) => return Input::Gone(key),
+        Err(Cut::Returned) => {
+            context.jail.unfollow(key);
+            return Input::Returned(key);
+        }
         Err(Cut::Stopped(Stop::Cancel)) => Box::new(end(Cause::Cancelled, "cancelled".to_owned())),
         Err(Cut::Stopped(Stop::Shutdown)) => Box::new(infra("the agent was stopped".to_owned())),
     };
@@ -183,6 +191,9 @@ impl Runner<'_> {
             return self.follow(fate).await;
         }
         let plain = self.context.is_plain(&self.job.assignment);
+        if self.job.after.is_some() && !(plain && self.context.jail.knows_lines()) {
+            return Err(Cut::Returned);
+        }
         let level = if plain { self.level()? } else { self.prepare().await? };
         let fate = self.context.jail.follow(key, dir.clone(), false).await;
         if !plain {
@@ -235,10 +246,15 @@ impl Runner<'_> {
             }
             if let Some(record) = now.ended {
                 // What it wrote last, since the last look.
-                if let Some(progress) = progress.look() {
+                if !record.untouched
+                    && let Some(progress) = progress.look()
+                {
                     self.hub.handle(Input::Progress(key, progress));
                 }
                 break record;
+            }
+            if now.returned {
+                return Err(Cut::Returned);
             }
             if now.lost {
                 return self.lost().await;
@@ -272,8 +288,11 @@ impl Runner<'_> {
             Stop::Cancel | Stop::Shutdown => grace,
             Stop::Discard => grace.min(DISCARD_GRACE),
         };
-        if let Err(error) = self.context.jail.kill(self.job.key, grace).await {
-            warn!(%error, "the jail does not end the attempt");
+        match self.context.jail.kill(self.job.key, grace).await {
+            Ok(()) => {}
+            // It has just been returned.
+            Err(ClientError::Refused(reason)) if self.job.after.is_some() => debug!(reason, "nothing to end"),
+            Err(error) => warn!(%error, "the jail does not end the attempt"),
         }
     }
 
@@ -300,7 +319,7 @@ impl Runner<'_> {
                     ended.exit_code = 0;
                     ended.message = failed.message;
                 }
-                Err(Cut::Stopped(Stop::Discard)) => return Err(Cut::Stopped(Stop::Discard)),
+                Err(cut @ (Cut::Returned | Cut::Stopped(Stop::Discard))) => return Err(cut),
                 Err(Cut::Stopped(Stop::Cancel | Stop::Shutdown)) => {
                     ended.cause = Cause::Cancelled.into();
                     "cancelled while its outputs were collected".clone_into(&mut ended.message);

@@ -35,6 +35,8 @@ use crate::metrics::Metrics;
 use crate::seen::{Seen, StaleLeader};
 use crate::spool;
 
+/// How long an end waits for others where they follow each other at once.
+const LINGER: Duration = Duration::from_millis(2);
 /// How long the coordinator may take to register a node.
 const REGISTER: Duration = Duration::from_secs(20);
 /// How long a registered node's heartbeat may take, at the least, unless the coordinator bears
@@ -330,6 +332,10 @@ impl Session {
                 let events = hub.take_events(EVENTS);
                 if events.is_empty() && !std::mem::take(&mut first) {
                     hub.results.notified().await;
+                    if hub.is_busy() {
+                        // More ends come at once: one message for several, and one commit.
+                        tokio::time::sleep(LINGER).await;
+                    }
                     continue;
                 }
                 let message = v1::TaskResultRequest { session_id: session_id.to_owned(), events };

@@ -101,7 +101,7 @@ impl World {
         let effects = daemon.table.handle(input);
         for effect in effects {
             match effect {
-                Effect::Run { key, slot, assignment } => {
+                Effect::Run { key, slot, assignment, after: _ } => {
                     let Some(daemon) = self.daemon(node) else { return };
                     daemon.runners.insert(key, Runner::new(slot, assignment));
                     self.runner_after(node, key, (50, 2 * MS), RunnerStep::Written);

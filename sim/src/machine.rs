@@ -95,6 +95,7 @@ impl Machine {
                 cpu_millis: facts.total.cpu_millis,
                 memory_bytes: facts.total.memory,
                 named: facts.total.named.clone(),
+                in_line: 0,
             },
             clock,
             lease_until: 0,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh_proto::ids::AttemptKey;
 use mesh_proto::v1;
 
-use super::admission::{Admission, Capacity, Need};
+use super::admission::{Admission, Capacity, InLine, Need};
 
 mod said;
 
@@ -14,6 +14,8 @@ use said::is_inline;
 
 /// The most attempts held at a time; more are answered with a withdrawal.
 const MAX_HELD: usize = 20_000;
+/// What ran for less is over in an instant, in milliseconds: others may stand in line where it ran.
+const INSTANT_MS: u64 = 5;
 
 /// Why a runner is asked to end its attempt. A later one of a higher order wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +55,8 @@ pub enum Input {
     Ended(AttemptKey, Box<v1::Ended>),
     /// The runner is through with it and there is nothing to tell.
     Gone(AttemptKey),
+    /// It stood in line and has not begun; the runner is through with it.
+    Returned(AttemptKey),
     OutputDurable {
         key: AttemptKey,
         durable: u64,
@@ -67,8 +71,8 @@ pub enum Input {
 /// What is to be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Start a runner for it.
-    Run { key: AttemptKey, slot: u32, assignment: Arc<v1::Assignment> },
+    /// Start a runner for it; where `after` is said, its process is to start when that one is over.
+    Run { key: AttemptKey, slot: u32, assignment: Arc<v1::Assignment>, after: Option<AttemptKey> },
     /// Ask its runner to stop.
     Stop { key: AttemptKey, stop: Stop },
     /// Nothing of it is needed any more, and no process of it lives.
@@ -78,6 +82,12 @@ pub enum Effect {
 #[derive(Debug)]
 enum State {
     Waiting,
+    /// Its process may start at any moment, in the place of another.
+    InLine {
+        stop: Option<Stop>,
+        /// The coordinator wants it back if it has not begun.
+        wanted_back: bool,
+    },
     Active {
         started: Option<v1::Started>,
         stop: Option<Stop>,
@@ -180,9 +190,10 @@ impl Table {
             Input::Progress(key, progress) => self.progress(key, progress),
             Input::Ended(key, ended) => self.ended(key, ended, &mut effects),
             Input::Gone(key) => {
-                self.admission.release(key);
+                self.admission.release(key, false);
                 self.remove(key, &mut effects);
             }
+            Input::Returned(key) => self.returned(key, &mut effects),
             Input::OutputDurable { key, durable, discard } => {
                 if let Some(attempt) = self.attempts.get_mut(&key) {
                     attempt.output.durable = durable;
@@ -197,7 +208,15 @@ impl Table {
             for (key, slot) in self.admission.admit() {
                 if let Some(attempt) = self.attempts.get_mut(&key) {
                     attempt.state = State::Active { started: None, stop: None };
-                    effects.push(Effect::Run { key, slot, assignment: attempt.assignment.clone() });
+                    let assignment = attempt.assignment.clone();
+                    effects.push(Effect::Run { key, slot, assignment, after: None });
+                }
+            }
+            for InLine { key, slot, after } in self.admission.line_up() {
+                if let Some(attempt) = self.attempts.get_mut(&key) {
+                    attempt.state = State::InLine { stop: None, wanted_back: false };
+                    let assignment = attempt.assignment.clone();
+                    effects.push(Effect::Run { key, slot, assignment, after: Some(after) });
                 }
             }
         }
@@ -247,7 +266,9 @@ impl Table {
         let memory_bytes =
             if resources.memory_bytes == 0 { self.default_memory } else { resources.memory_bytes };
         let cpu_millis = if resources.cpu_millis == 0 { 1000 } else { resources.cpu_millis.into() };
-        Need { cpu_millis, memory_bytes, named: resources.named.into_iter().collect() }
+        let plain =
+            assignment.inputs.is_empty() && !assignment.inputs_listed && assignment.outputs.is_empty();
+        Need { cpu_millis, memory_bytes, named: resources.named.into_iter().collect(), plain }
     }
 
     fn withdraw(&mut self, key: AttemptKey) {
@@ -261,6 +282,7 @@ impl Table {
                 self.admission.unqueue(key);
                 self.tell(key, |unsent| unsent.withdrawn = true);
             }
+            Some(State::InLine { wanted_back, .. }) => *wanted_back = true,
             Some(State::Active { started: Some(_), .. }) => self.tell(key, |unsent| unsent.started = true),
             // Its start or its end is on its way.
             Some(State::Active { .. } | State::Ended { .. } | State::Withdrawn { .. }) => {}
@@ -277,7 +299,7 @@ impl Table {
                 self.admission.unqueue(key);
                 self.end_unstarted(key, v1::Cause::Cancelled, "cancelled before it started");
             }
-            Some(State::Active { .. }) => self.stop(key, Stop::Cancel, effects),
+            Some(State::Active { .. } | State::InLine { .. }) => self.stop(key, Stop::Cancel, effects),
             Some(State::Ended { .. }) => {}
         }
     }
@@ -309,7 +331,7 @@ impl Table {
         }
         let Some(attempt) = self.attempts.get_mut(&key) else { return };
         match &mut attempt.state {
-            State::Waiting => {}
+            State::Waiting | State::InLine { .. } => {}
             State::Active { .. } => attempt.started_acked = true,
             State::Ended { acked, .. } => {
                 *acked |= ended;
@@ -326,7 +348,7 @@ impl Table {
     fn discard(&mut self, key: AttemptKey, effects: &mut Vec<Effect>) {
         match self.attempts.get(&key).map(|attempt| &attempt.state) {
             None => {}
-            Some(State::Active { .. }) => self.stop(key, Stop::Discard, effects),
+            Some(State::Active { .. } | State::InLine { .. }) => self.stop(key, Stop::Discard, effects),
             Some(State::Waiting | State::Ended { .. } | State::Withdrawn { .. }) => {
                 self.admission.unqueue(key);
                 self.remove(key, effects);
@@ -335,7 +357,8 @@ impl Table {
     }
 
     fn stop(&mut self, key: AttemptKey, wanted: Stop, effects: &mut Vec<Effect>) {
-        if let Some(Attempt { state: State::Active { stop, .. }, .. }) = self.attempts.get_mut(&key)
+        if let Some(Attempt { state: State::Active { stop, .. } | State::InLine { stop, .. }, .. }) =
+            self.attempts.get_mut(&key)
             && *stop < Some(wanted)
         {
             *stop = Some(wanted);
@@ -352,18 +375,61 @@ impl Table {
                     self.admission.unqueue(key);
                     self.end_unstarted(key, v1::Cause::Infra, "the agent was stopped before it started");
                 }
-                Some(State::Active { .. }) => self.stop(key, Stop::Shutdown, effects),
+                Some(State::Active { .. } | State::InLine { .. }) => {
+                    self.stop(key, Stop::Shutdown, effects);
+                }
                 Some(State::Ended { .. } | State::Withdrawn { .. }) | None => {}
             }
         }
     }
 
     fn began(&mut self, key: AttemptKey, now_started: v1::Started) {
-        if let Some(attempt) = self.attempts.get_mut(&key)
-            && let State::Active { started, .. } = &mut attempt.state
-        {
-            *started = Some(now_started);
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        match &mut attempt.state {
+            State::Active { started, .. } => *started = Some(now_started),
+            State::InLine { stop, wanted_back } => {
+                let (stop, wanted_back) = (*stop, *wanted_back);
+                attempt.state = State::Active { started: Some(now_started), stop };
+                self.admission.begin(key);
+                if wanted_back {
+                    self.tell(key, |unsent| unsent.started = true);
+                }
+            }
+            State::Waiting | State::Ended { .. } | State::Withdrawn { .. } => return,
+        }
+        if let Some(attempt) = self.attempts.get_mut(&key) {
             attempt.start = Some(now_started);
+        }
+    }
+
+    /// It has not begun, and nobody will start it unless told again.
+    fn returned(&mut self, key: AttemptKey, effects: &mut Vec<Effect>) {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let State::InLine { stop, wanted_back } = attempt.state else { return };
+        match stop {
+            None if wanted_back => {
+                attempt.state = GIVEN_BACK;
+                self.admission.forsake(key);
+                self.tell(key, |unsent| unsent.withdrawn = true);
+            }
+            None => {
+                attempt.state = State::Waiting;
+                let assignment = attempt.assignment.clone();
+                let need = self.need(&assignment);
+                self.admission.put_back(key, need);
+            }
+            Some(Stop::Discard) => {
+                self.admission.forsake(key);
+                self.remove(key, effects);
+            }
+            Some(Stop::Cancel) => {
+                self.admission.forsake(key);
+                self.end_unstarted(key, v1::Cause::Cancelled, "cancelled before it started");
+            }
+            Some(Stop::Shutdown) => {
+                self.admission.forsake(key);
+                self.end_unstarted(key, v1::Cause::Infra, "the agent was stopped before it started");
+            }
         }
     }
 
@@ -380,11 +446,15 @@ impl Table {
     }
 
     fn ended(&mut self, key: AttemptKey, ended: Box<v1::Ended>, effects: &mut Vec<Effect>) {
-        self.admission.release(key);
+        let instant = ended.cause() == v1::Cause::Exit && ended.run_ms < INSTANT_MS;
+        self.admission.release(key, instant);
         let Some(attempt) = self.attempts.get_mut(&key) else { return };
         match &attempt.state {
-            State::Active { stop: Some(Stop::Discard), .. } => self.remove(key, effects),
-            State::Active { .. } => {
+            State::Active { stop: Some(Stop::Discard), .. }
+            | State::InLine { stop: Some(Stop::Discard), .. } => {
+                self.remove(key, effects);
+            }
+            State::Active { .. } | State::InLine { .. } => {
                 attempt.state = State::Ended { ended, acked: false };
                 self.tell(key, |unsent| unsent.ended = true);
             }
@@ -399,6 +469,11 @@ impl Table {
             let unsent = &mut attempt.unsent;
             match &mut attempt.state {
                 State::Waiting => *unsent = Unsent::default(),
+                State::InLine { wanted_back, .. } => {
+                    // What is wanted now is said again.
+                    *wanted_back = false;
+                    *unsent = Unsent::default();
+                }
                 State::Withdrawn { retold, .. } => {
                     *retold = true;
                     unsent.withdrawn = true;
@@ -446,6 +521,11 @@ impl Table {
             .all(|attempt| matches!(attempt.state, State::Withdrawn { .. }) && !attempt.unsent.queued)
     }
 
+    /// Whether attempts follow each other so fast that they stand in line.
+    pub fn is_busy(&self) -> bool {
+        self.admission.in_line() > 0
+    }
+
     pub fn running(&self) -> usize {
         self.admission.running()
     }
@@ -472,7 +552,11 @@ impl Attempt {
             State::Ended { ended, acked: true } => {
                 is_inline(ended) || self.output.closed || self.output.durable >= ended.output_length
             }
-            State::Waiting | State::Active { .. } | State::Ended { .. } | State::Withdrawn { .. } => false,
+            State::Waiting
+            | State::InLine { .. }
+            | State::Active { .. }
+            | State::Ended { .. }
+            | State::Withdrawn { .. } => false,
         }
     }
 }

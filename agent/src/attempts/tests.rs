@@ -1,14 +1,16 @@
 //! What the table promises, example by example and under random histories.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use mesh_proto::ids::{AttemptKey, JobNumber, TaskKey};
 use mesh_proto::v1::{self, Cause, InventoryState, attempt_event::Event};
 use proptest::prelude::*;
 
-use super::admission::Admission;
+use super::admission::{Admission, InLine};
 use super::*;
+
+mod line;
 
 fn key(index: u32) -> AttemptKey {
     AttemptKey { task: TaskKey { job: JobNumber(1), task: 0, index }, number: 1 }
@@ -29,6 +31,7 @@ fn capacity(slots: u32) -> Capacity {
         cpu_millis: u64::from(slots) * 1000,
         memory_bytes: 8 << 30,
         named: BTreeMap::from([("licence".to_owned(), 1)]),
+        in_line: 0,
     }
 }
 
@@ -302,11 +305,11 @@ fn a_large_attempt_at_the_head_gets_its_turn() {
         admission.queue(key(index), need(1000));
         for (key, _) in admission.admit() {
             passed += 1;
-            admission.release(key);
+            admission.release(key, false);
         }
     }
     assert!((1..=16).contains(&passed), "{passed} went past");
-    admission.release(key(0));
+    admission.release(key(0), false);
     assert_eq!(admission.admit().first().map(|(key, _)| *key), Some(key(1)));
 }
 

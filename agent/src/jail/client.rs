@@ -23,8 +23,8 @@ use tokio::{
 
 use super::{
     protocol::{
-        Answer, Call, Event, Hello, LEASES, MOUNTS, Message, Mount, Op, Probe, ProtocolError, ROOMS, SOCKET,
-        StartRequest, Status, decode, encode,
+        Answer, Call, Event, Hello, LEASES, LINES, MOUNTS, Message, Mount, Op, Probe, ProtocolError, ROOMS,
+        SOCKET, StartRequest, Status, decode, encode,
     },
     scope,
 };
@@ -304,6 +304,11 @@ impl Client {
     /// Whether the jail makes attempts' directories itself.
     pub fn makes_rooms(&self) -> bool {
         self.jail_version >= ROOMS
+    }
+
+    /// Whether attempts may stand in line in the jail ([`StartRequest::after`]).
+    pub fn knows_lines(&self) -> bool {
+        self.jail_version >= LINES
     }
 
     /// Drops ended attempts from the jail's memory and takes back what it made for them; gives those of

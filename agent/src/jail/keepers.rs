@@ -160,16 +160,22 @@ impl Keepers {
     }
 
     /// A free keeper of this seat in which there is room, or a new one; `prepare` says how a new one of a
-    /// slot gets ready. The error is for people.
+    /// slot gets ready. Where tasks follow each other at `once`, two take turns in a slot: one tidies up
+    /// while the other serves. The error is for people.
     pub fn take(
         &mut self,
         seat: Seat,
         bounds: &Bounds,
+        once: bool,
         prepare: impl FnOnce(&Ground) -> Result<(Vec<Step>, Held), String>,
         null: BorrowedFd<'_>,
     ) -> Result<Standing, String> {
-        if let Some(place) = self.free.iter().rposition(|standing| standing.seat == seat) {
-            let standing = self.free.swap_remove(place);
+        let mut free = self.free.iter().enumerate().filter(|(_, standing)| standing.seat == seat);
+        // Who was free first has tidied up first.
+        let first = free.next().map(|(place, _)| place);
+        let alone = once && matches!(seat, Seat::Slot(_)) && free.next().is_none();
+        if let Some(place) = first.filter(|_| !alone) {
+            let standing = self.free.remove(place);
             if standing.held.fits(bounds) {
                 return Ok(standing);
             }
@@ -195,7 +201,7 @@ impl Keepers {
     /// Ends a free one that said something though nothing was asked of it.
     pub fn mistrust(&mut self, pid: i32) -> Option<&Standing> {
         let place = self.free.iter().position(|standing| standing.keeper.pid == pid)?;
-        let standing = self.free.swap_remove(place);
+        let standing = self.free.remove(place);
         self.retire(standing);
         self.ending.last()
     }

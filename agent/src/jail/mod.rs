@@ -28,7 +28,7 @@
 //! `helper` and `slot` those of a slot with a helper, `orders` what both are told, `stood` what
 //! they keep for the next task, `held` and `cgroup` a slot's limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
 //! the watch over a work directory, `mapped` over what of it is mapped alone, `rooms` what an attempt has
-//! on disk; `server` is the event loop, `running` one live attempt; `protocol` and `client` are how the daemon speaks to it, `scope` where
+//! on disk; `server` is the event loop, `running` one live attempt, `line` what starts when one is over; `protocol` and `client` are how the daemon speaks to it, `scope` where
 //! systemd puts it; `record` is what is left on
 //! disk; `probe` proves what this machine can do, `cost` what it costs here; `sys` has the system calls that no
 //! library wraps. What may enter: what a task's process needs from its birth to its burial.
@@ -52,6 +52,7 @@ mod held;
 mod helper;
 mod keeper;
 mod keepers;
+mod line;
 mod mapped;
 mod orders;
 mod plan;

@@ -324,4 +324,4 @@ fn c_path(path: &Path) -> Result<CString, Refusal> {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

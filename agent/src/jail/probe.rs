@@ -210,6 +210,7 @@ pub fn request(argv: &[&str], work_dir: &Path, attempt_dir: &Path, facts: &Facts
         room: None,
         without: Vec::new(),
         lease: None,
+        after: None,
     }
 }
 

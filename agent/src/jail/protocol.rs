@@ -8,18 +8,22 @@ use mesh_proto::ids::AttemptKey;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Version of this protocol. From 2 on there are leases, from 3 on the jail makes directories, from 4
-/// on it tries mounts.
-pub const VERSION: u32 = 4;
+/// on it tries mounts, from 5 on attempts stand in line.
+pub const VERSION: u32 = 5;
 /// The first version that knows leases.
 pub const LEASES: u32 = 2;
 /// The first version that takes [`StartRequest::room`] and [`Op::Clear`].
 pub const ROOMS: u32 = 3;
 /// The first version that knows [`Op::TryMount`].
 pub const MOUNTS: u32 = 4;
+/// The first version that knows [`StartRequest::after`] and [`Event::Returned`].
+pub const LINES: u32 = 5;
 /// The oldest version that this side still speaks.
 pub const OLDEST: u32 = 1;
 /// The largest message, in bytes: 128 KiB of argv and environment with every byte escaped fit.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// How long an attempt may stand in line.
+pub const IN_LINE: Duration = Duration::from_millis(20);
 /// Name of the jail's socket in its directory.
 pub const SOCKET: &str = "jail.sock";
 /// Where a strict task finds its work directory.
@@ -166,6 +170,11 @@ pub struct StartRequest {
     /// prolongs it; one that is over starts nothing. None: it needs no lease.
     #[serde(default)]
     pub lease: Option<Duration>,
+    /// It stands in line: it starts when this attempt, in whose slot it is to run, is over. When that is
+    /// not so soon ([`IN_LINE`]), or this attempt neither runs nor stands in line itself, it is told as
+    /// [`Event::Returned`].
+    #[serde(default)]
+    pub after: Option<AttemptKey>,
 }
 
 /// What an attempt directory is to hold before the process is started.
@@ -235,6 +244,9 @@ pub struct ExitRecord {
     /// Who ended it, when the cause is [`ExitCause::Killed`].
     #[serde(default)]
     pub killer: Killer,
+    /// Nothing was ever written into its work directory.
+    #[serde(default)]
+    pub untouched: bool,
 }
 
 /// Who ended an attempt that did not end by itself.
@@ -269,6 +281,8 @@ pub struct Started {
 pub enum Event {
     Started(Started),
     Ended(ExitRecord),
+    /// It stood in line, has not begun, and is forgotten: it may be asked for again.
+    Returned(AttemptKey),
 }
 
 /// Where an attempt stands in the jail.

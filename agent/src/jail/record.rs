@@ -139,6 +139,7 @@ mod tests {
             spool_len: 77,
             output_cut: false,
             killer: Killer::Request,
+            untouched: false,
         }
     }
 

@@ -29,6 +29,7 @@ use std::{
     },
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 
 use mesh_proto::ids::AttemptKey;
@@ -38,7 +39,7 @@ use rustix::{
 };
 
 use super::{
-    log,
+    clock, log,
     protocol::{Room as Wanted, SPOOL},
     record::{Pending, RECORD, RESERVED},
     sys,
@@ -50,6 +51,8 @@ use crate::remove::remove_tree;
 const STOCK: usize = 1024;
 /// Descriptors that each of them holds open.
 const DESCRIPTORS: u64 = 5;
+/// Longer than a file system's clock stands still.
+const TICK: Duration = Duration::from_millis(20);
 /// How the names of spare directories begin; no attempt's does.
 pub const SPARE: &str = "spare-";
 
@@ -99,12 +102,27 @@ struct Room {
     exit: Rc<File>,
     work: Clean,
     area: Clean,
+    /// When its own names changed last; only the agent changes them.
+    names: (i64, u64),
+    /// When all of these times were taken.
+    since: Duration,
+    /// The clock of the file system had gone on since then when the attempt began: whatever changes from
+    /// then on has another time.
+    settled: bool,
 }
 
 /// A directory, and what it looks like when nobody has touched it.
 struct Clean {
     dir: OwnedFd,
     look: Look,
+    times: Times,
+}
+
+/// When the kernel saw a directory change and be read last. Nobody can set the first back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Times {
+    change: (i64, u64),
+    access: (i64, u64),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -160,6 +178,7 @@ impl Rooms {
             Room::make(attempts, &format!("{SPARE}{}", self.next), owner)?
         };
         let filled = room.fill(wanted).and_then(|()| {
+            room.settle();
             let name = key.to_string();
             rustix::fs::renameat_with(attempts, &room.name, attempts, &name, RenameFlags::NOREPLACE)?;
             room.name = name;
@@ -177,11 +196,17 @@ impl Rooms {
         Ok(pending)
     }
 
+    /// Whether nothing was ever written into an attempt's work directory; false where that is not known.
+    pub fn is_untouched(&self, key: AttemptKey) -> bool {
+        self.taken.get(&key).is_some_and(|room| room.is_untouched().unwrap_or(false))
+    }
+
     /// Takes an ended attempt's directory back; false when there is something to remove.
     pub fn take_back(&mut self, key: AttemptKey) -> bool {
         let Some(mut room) = self.taken.remove(&key) else { return false };
         let Some(attempts) = &self.root else { return false };
-        if self.spare.len() >= self.stock || !room.is_clean().unwrap_or(false) {
+        let as_it_was = room.is_as_it_was().unwrap_or(false);
+        if self.spare.len() >= self.stock || !(as_it_was || room.is_clean().unwrap_or(false)) {
             return false;
         }
         self.next += 1;
@@ -190,7 +215,7 @@ impl Rooms {
             return false;
         }
         room.name = name;
-        match room.wipe() {
+        match room.wipe(as_it_was) {
             Ok(()) => self.spare.push(room),
             Err(error) => {
                 log(&format!("a directory cannot be used again: {error}"));
@@ -239,6 +264,9 @@ impl Room {
                 owner,
                 work: Clean::of(work)?,
                 area: Clean::of(area)?,
+                names: names_changed(&dir)?,
+                since: clock::boot(),
+                settled: false,
                 record,
                 written: 0,
                 exit: Rc::new(exit),
@@ -267,6 +295,24 @@ impl Room {
         Ok(())
     }
 
+    /// Notes whether a change from now on shows in the times.
+    fn settle(&mut self) {
+        self.settled = clock::boot().saturating_sub(self.since) >= TICK;
+    }
+
+    /// Whether its task has changed and read nothing, by the times alone.
+    fn is_untouched(&self) -> io::Result<bool> {
+        Ok(self.settled && self.work.is_as_it_was()? && self.area.is_as_it_was()?)
+    }
+
+    /// Whether nobody has changed anything that the next attempt could see, by the times alone.
+    fn is_as_it_was(&self) -> io::Result<bool> {
+        Ok(self.is_untouched()?
+            && names_changed(&self.dir)? == self.names
+            && rustix::fs::fstat(&self.record)?.st_nlink == 1
+            && rustix::fs::fstat(&*self.exit)?.st_nlink == 1)
+    }
+
     /// Removes what is known to be in it, and looks whether that was all.
     fn is_clean(&self) -> io::Result<bool> {
         for name in [SPOOL, "end"] {
@@ -292,22 +338,32 @@ impl Room {
             && names(&self.dir, &["record", RECORD, "work"])?)
     }
 
-    fn wipe(&mut self) -> io::Result<()> {
+    fn wipe(&mut self, as_it_was: bool) -> io::Result<()> {
         let zeros = vec![0; (self.written.max(RESERVED)) as usize];
         self.record.write_all_at(&zeros[..self.written as usize], 0)?;
         self.exit.write_all_at(&zeros[..RESERVED as usize], 0)?;
+        if as_it_was {
+            return Ok(());
+        }
         // Also the time at which the kernel saw it change last.
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         for dir in [&self.work.dir, &self.area.dir] {
             rustix::fs::futimens(dir, &Timestamps { last_access: now, last_modification: now })?;
         }
+        (self.work.times, self.area.times) = (times(&self.work.dir)?, times(&self.area.dir)?);
+        self.names = names_changed(&self.dir)?;
+        self.since = clock::boot();
         Ok(())
     }
 }
 
 impl Clean {
     fn of(dir: OwnedFd) -> io::Result<Self> {
-        Ok(Self { look: look(&dir)?, dir })
+        Ok(Self { look: look(&dir)?, times: times(&dir)?, dir })
+    }
+
+    fn is_as_it_was(&self) -> io::Result<bool> {
+        Ok(times(&self.dir)? == self.times)
     }
 
     fn is_untouched(&self) -> io::Result<bool> {
@@ -331,6 +387,18 @@ fn look(dir: &OwnedFd) -> io::Result<Look> {
         size: stat.st_size,
         attributes: sys::attributes(dir.as_fd()),
     })
+}
+
+fn times(dir: &OwnedFd) -> io::Result<Times> {
+    let stat = rustix::fs::fstat(dir)?;
+    let change = (stat.st_ctime, stat.st_ctime_nsec as u64);
+    Ok(Times { change, access: (stat.st_atime, stat.st_atime_nsec as u64) })
+}
+
+/// When a name in it was made, removed or renamed last.
+fn names_changed(dir: &OwnedFd) -> io::Result<(i64, u64)> {
+    let stat = rustix::fs::fstat(dir)?;
+    Ok((stat.st_mtime, stat.st_mtime_nsec as u64))
 }
 
 fn make_dir(at: BorrowedFd<'_>, name: &str, mode: u32, owner: Option<(u32, u32)>) -> io::Result<OwnedFd> {

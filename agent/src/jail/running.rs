@@ -299,6 +299,7 @@ impl Running {
                 Some(Ending { reason: Reason::Killed(killer), .. }) => *killer,
                 Some(_) | None => Killer::Request,
             },
+            untouched: false,
         };
         if let Err(error) = self.pending.write(&self.attempt_dir, &record) {
             // The daemon still hears of it; only a jail that dies before would lose it.

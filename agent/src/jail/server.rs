@@ -25,9 +25,10 @@ use super::{
     clock,
     conn::{Conn, ConnError},
     keepers::Keepers,
+    line::Line,
     log,
     plan::Facts,
-    protocol::{Call, Event, ExitRecord, Killer, Message, Probe},
+    protocol::{Call, Event, ExitCause, ExitRecord, Killer, Message, Op, Probe},
     rooms::Rooms,
     running::{Post, Running, Source},
     slot::Slots,
@@ -37,11 +38,18 @@ use super::{
 };
 
 mod calls;
+mod turn;
+
+use calls::unstarted;
 
 /// How long a jail with nothing to do waits for a daemon.
 const IDLE: Duration = Duration::from_mins(1);
 /// How long an ending jail waits for a daemon to take what it was told.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// As long as so many stand in line behind an attempt, its end is in no hurry.
+const CALM: usize = 3;
+/// How long what is in no hurry may wait to be sent along with something else.
+const LINGER: Duration = Duration::from_millis(2);
 /// How soon it looks again for what a killed keeper left.
 const SWEEP: Duration = Duration::from_millis(5);
 /// Connections that have not greeted yet.
@@ -81,6 +89,7 @@ pub struct Server {
     limbo: Vec<Running>,
     sweep_at: Option<Duration>,
     known: HashMap<AttemptKey, Known>,
+    line: Line,
     /// Before the connections: who sees them close finds nothing left of a jail that has ended.
     rooms: Rooms,
     keepers: Keepers,
@@ -94,6 +103,10 @@ pub struct Server {
     lease: Duration,
     next: u64,
     buffer: Buffer,
+    /// Something is to be sent at once.
+    hurry: bool,
+    /// When what is in no hurry is to be sent.
+    linger: Option<Duration>,
 }
 
 /// What is known of an attempt.
@@ -130,6 +143,7 @@ impl Server {
             limbo: Vec::new(),
             sweep_at: None,
             known: HashMap::new(),
+            line: Line::default(),
             conns: HashMap::new(),
             daemon: None,
             alone_since: Some(now),
@@ -138,6 +152,8 @@ impl Server {
             lease: Duration::ZERO,
             next: 0,
             buffer: Buffer::new(),
+            hurry: false,
+            linger: None,
             rooms,
             keepers,
         })
@@ -147,7 +163,9 @@ impl Server {
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = [MaybeUninit::uninit(); TURN];
         loop {
-            self.flush();
+            if self.hurry || self.linger.is_some_and(|at| at <= clock::boot()) {
+                self.flush();
+            }
             if self.finished() {
                 return Ok(());
             }
@@ -265,12 +283,21 @@ impl Server {
         for (_, fd) in running.sources().filter(|(source, _)| *source == Source::Memory) {
             let _gone = epoll::delete(&self.epoll, fd);
         }
+        let attempt = running.attempt;
+        // A daemon that has enough in line here need not be woken for each.
+        let hurried = self.hurry;
+        let calm = self.line.behind(attempt) >= CALM;
         if let Some(started) = running.announce_late() {
             self.tell(&Event::Started(started));
         }
-        let (record, post) = running.finish(&mut self.buffer);
+        let (mut record, post) = running.finish(&mut self.buffer);
+        record.untouched = self.rooms.is_untouched(attempt);
         self.ended(record);
+        if calm {
+            self.hurry = hurried;
+        }
         self.give_back(post);
+        self.go_on(attempt);
     }
 
     fn give_back(&mut self, post: Post) {
@@ -294,6 +321,8 @@ impl Server {
     }
 
     fn send(&mut self, number: u64, message: &Message) {
+        self.hurry = true;
+        self.linger.get_or_insert_with(|| clock::boot() + LINGER);
         let Some(conn) = self.conns.get_mut(&number) else { return };
         if let Err(error) = conn.send(message) {
             self.close(number, &error);
@@ -309,6 +338,8 @@ impl Server {
         }
         if self.daemon == Some(number) {
             self.daemon = None;
+            // Only who asked for them knows of them.
+            self.line.clear();
             let now = clock::boot();
             self.alone_since = Some(now);
             self.idle_since = now;
@@ -339,6 +370,7 @@ impl Server {
     }
 
     fn serve(&mut self, number: u64, flags: EventFlags) {
+        self.hurry |= flags.contains(EventFlags::OUT);
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR)
             && let Err(error) = self.hear(number)
         {
@@ -350,12 +382,14 @@ impl Server {
         let Some(conn) = self.conns.get_mut(&number) else { return Ok(()) };
         conn.fill()?;
         if conn.greet()? {
+            self.hurry = true;
             if let Some(older) = self.daemon.replace(number) {
                 self.daemon = None;
                 self.close(older, &ConnError::Closed);
                 self.daemon = Some(number);
             }
             self.alone_since = None;
+            self.line.clear();
             self.replay(number);
         }
         while let Some(conn) = self.conns.get_mut(&number) {
@@ -363,8 +397,14 @@ impl Server {
                 break;
             }
             let Some(Call { id, op }) = conn.next_call()? else { break };
+            let hurried = self.hurry;
+            let calm = matches!(&op, Op::Clear { .. })
+                || matches!(&op, Op::Start(request) if request.after.is_some());
             let (answer, events) = self.perform(op);
             self.send(number, &Message::Answer { id, answer });
+            if calm {
+                self.hurry = hurried;
+            }
             for event in events {
                 self.send(number, &Message::Event(event));
             }
@@ -394,6 +434,9 @@ impl Server {
     fn shut(&mut self, killer: Killer) {
         self.ending = true;
         self.idle_since = clock::boot();
+        for attempt in self.line.clear() {
+            self.ended(unstarted(attempt, ExitCause::Killed, killer));
+        }
         for running in self.running.values_mut() {
             running.shut(killer);
         }
@@ -409,6 +452,9 @@ impl Server {
         }
         for started in started {
             self.tell(&Event::Started(started));
+        }
+        while let Some(attempt) = self.line.overdue(now) {
+            self.send_back(attempt);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             let running = self.running.values();
@@ -460,7 +506,7 @@ impl Server {
             (false, false, Some(since)) => Some(since.saturating_add(self.options.orphan_timeout)),
             (true | false, false, None) | (false, true, _) => None,
         };
-        let next = attempts.chain(self.sweep_at).chain(alone).min();
+        let next = attempts.chain(self.line.due()).chain(self.linger).chain(self.sweep_at).chain(alone).min();
         // One that is too early costs a turn at most; setting it anew costs as much for each task.
         if next == self.armed || self.armed.is_some_and(|armed| next.is_none_or(|next| armed <= next)) {
             return Ok(());
@@ -479,6 +525,7 @@ impl Server {
 
     /// Sends what waits; asks to be woken for what the other side does not take now.
     fn flush(&mut self) {
+        (self.hurry, self.linger) = (false, None);
         let mut closed = Vec::new();
         for (&number, conn) in &mut self.conns {
             let result = conn.flush().and_then(|left| {

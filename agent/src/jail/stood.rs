@@ -163,8 +163,10 @@ impl Traffic {
     /// Of the network that this process has now, unused.
     pub fn watch() -> Self {
         let file = |name| File::open(format!("/proc/self/net/{name}")).ok();
-        let mut traffic =
-            Self { files: ["snmp", "snmp6", "ip6_flowlabel"].into_iter().filter_map(file).collect(), unused: Vec::new() };
+        let mut traffic = Self {
+            files: ["snmp", "snmp6", "ip6_flowlabel"].into_iter().filter_map(file).collect(),
+            unused: Vec::new(),
+        };
         traffic.unused = traffic.read();
         traffic
     }

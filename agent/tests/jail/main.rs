@@ -9,6 +9,7 @@ mod endings;
 mod hoards;
 mod lease;
 mod leavings;
+mod line;
 mod output;
 mod programs;
 mod quotas;

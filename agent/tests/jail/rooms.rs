@@ -14,7 +14,7 @@ use crate::support::{Node, as_everybody, until};
 const SECRET: &[u8] = b"the record of an attempt, with a secret in its environment";
 
 /// A request whose directory the jail is to make.
-fn roomy(node: &Node, script: &str) -> StartRequest {
+pub fn roomy(node: &Node, script: &str) -> StartRequest {
     let request = node.shell(script);
     fs::remove_dir_all(&request.attempt_dir).unwrap();
     StartRequest { room: Some(Room { record: SECRET.to_vec(), script: String::new() }), ..request }

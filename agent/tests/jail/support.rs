@@ -1,7 +1,7 @@
 //! A node with a jail: temporary directories, a connection, and what a daemon would do with them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
@@ -177,6 +177,7 @@ pub struct Node {
     events: Option<Events>,
     started: HashMap<AttemptKey, Started>,
     ended: HashMap<AttemptKey, ExitRecord>,
+    returned: HashSet<AttemptKey>,
     next: AtomicU64,
 }
 
@@ -187,7 +188,8 @@ impl Node {
         fs::write(dir.path().join("key.pem"), "the agent's private key").unwrap();
         let (client, events) = Client::ensure(&Self::options(dir.path())).await.unwrap();
         let (started, ended) = (HashMap::new(), HashMap::new());
-        Self { dir, client, events: Some(events), started, ended, next: AtomicU64::new(1) }
+        let returned = HashSet::new();
+        Self { dir, client, events: Some(events), started, ended, returned, next: AtomicU64::new(1) }
     }
 
     pub fn options(dir: &Path) -> Options {
@@ -199,6 +201,7 @@ impl Node {
         self.events = None;
         self.started.clear();
         self.ended.clear();
+        self.returned.clear();
     }
 
     /// A new daemon.
@@ -242,6 +245,7 @@ impl Node {
             room: None,
             without: Vec::new(),
             lease: None,
+            after: None,
         }
     }
 
@@ -262,6 +266,9 @@ impl Node {
             Event::Ended(record) => {
                 self.ended.insert(record.attempt, record);
             }
+            Event::Returned(attempt) => {
+                self.returned.insert(attempt);
+            }
         }
     }
 
@@ -273,6 +280,22 @@ impl Node {
             assert!(!self.ended.contains_key(&request.attempt), "ended: {:?}", self.ended[&request.attempt]);
             self.next_event().await;
         }
+    }
+
+    /// Waits until what was to stand in line is given back.
+    pub async fn returned(&mut self, request: &StartRequest) {
+        while !self.returned.contains(&request.attempt) {
+            assert!(!self.ended.contains_key(&request.attempt), "ended: {:?}", self.ended[&request.attempt]);
+            self.next_event().await;
+        }
+    }
+
+    /// Waits until it has ended, or is given back and has not begun; whether it has ended.
+    pub async fn is_over(&mut self, request: &StartRequest) -> bool {
+        while !self.ended.contains_key(&request.attempt) && !self.returned.contains(&request.attempt) {
+            self.next_event().await;
+        }
+        self.ended.contains_key(&request.attempt)
     }
 
     /// Waits for the end of what was started with `request`.

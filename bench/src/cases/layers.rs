@@ -193,6 +193,7 @@ impl Jail {
             room: Some(Room { record: vec![0; 512], script: String::new() }),
             without: without.to_vec(),
             lease: None,
+            after: None,
         }
     }
 
@@ -221,7 +222,7 @@ impl Jail {
         self.client.start(request).await?;
         while !self.ended.contains_key(&attempt) {
             match self.events.recv().await.context("the jail is gone")? {
-                Event::Started(_) => {}
+                Event::Started(_) | Event::Returned(_) => {}
                 Event::Ended(record) => drop(self.ended.insert(record.attempt, record)),
             }
         }

@@ -20,7 +20,7 @@ impl Table {
             let mut push =
                 |event| events.push(v1::AttemptEvent { attempt: Some(key.into()), event: Some(event) });
             match &attempt.state {
-                State::Waiting => {}
+                State::Waiting | State::InLine { .. } => {}
                 State::Withdrawn { .. } => push(Event::Withdrawn(v1::Withdrawn {})),
                 State::Active { started, .. } => {
                     if let Some(started) = started.filter(|_| unsent.started) {
@@ -54,7 +54,9 @@ impl Table {
     /// Every attempt whose end the coordinator has not acknowledged.
     pub fn inventory(&self) -> Vec<v1::InventoryItem> {
         let state = |attempt: &Attempt| match &attempt.state {
-            State::Waiting | State::Active { started: None, .. } => Some(v1::InventoryState::Accepted),
+            State::Waiting | State::InLine { .. } | State::Active { started: None, .. } => {
+                Some(v1::InventoryState::Accepted)
+            }
             State::Active { stop: Some(Stop::Discard), .. }
             | State::Ended { acked: true, .. }
             | State::Withdrawn { .. } => None,
@@ -92,6 +94,7 @@ impl Table {
             let length = match &attempt.state {
                 _ if closed || sealed => return None,
                 State::Waiting
+                | State::InLine { .. }
                 | State::Withdrawn { .. }
                 | State::Active { stop: Some(Stop::Discard), .. } => return None,
                 State::Active { .. } => None,

@@ -41,6 +41,7 @@ pub fn request() -> StartRequest {
         room: None,
         without: vec![],
         lease: None,
+        after: None,
     }
 }
 

@@ -27,10 +27,18 @@ impl Server {
         let answer = match op {
             Op::Start(request) => {
                 let attempt = request.attempt;
+                if let Some(after) = request.after {
+                    return (Answer::Done, self.stand_in_line(request, after));
+                }
                 return match self.start(&request) {
                     Ok(()) => (Answer::Done, self.event_of(attempt).into_iter().collect()),
                     Err(reason) => (Answer::Refused(reason), Vec::new()),
                 };
+            }
+            Op::Kill { attempt, .. } if self.line.leave(attempt) => {
+                self.ended(unstarted(attempt, ExitCause::Killed, Killer::Request));
+                self.send_back_behind(attempt);
+                Answer::Done
             }
             Op::Kill { attempt, grace } => match self.known.get(&attempt) {
                 Some(Known::Running(number)) => {
@@ -59,7 +67,8 @@ impl Server {
             }
             Op::Clear { attempts } => {
                 let left = attempts.into_iter().filter(|attempt| {
-                    if let Some(Known::Running(_)) = self.known.get(attempt) {
+                    if matches!(self.known.get(attempt), Some(Known::Running(_))) || self.line.holds(*attempt)
+                    {
                         return true;
                     }
                     self.known.remove(attempt);
@@ -94,7 +103,7 @@ impl Server {
     }
 
     /// Starts an attempt that is not known yet. An error refuses it for good.
-    fn start(&mut self, request: &StartRequest) -> Result<(), String> {
+    pub(super) fn start(&mut self, request: &StartRequest) -> Result<(), String> {
         let attempt = request.attempt;
         if self.known.contains_key(&attempt) {
             return Ok(());
@@ -211,7 +220,7 @@ impl Server {
             (None, _) => return Ok(Post::Nobody),
         };
         let prepare = |ground: &Ground| slots.prepare(ground);
-        self.keepers.take(seat, &request.bounds, prepare, null).map(Post::Keeper)
+        self.keepers.take(seat, &request.bounds, request.after.is_some(), prepare, null).map(Post::Keeper)
     }
 
     /// The request's directories as they are on this machine.
@@ -246,7 +255,7 @@ impl Server {
 }
 
 /// The end of what never ran.
-fn unstarted(attempt: AttemptKey, cause: ExitCause, killer: Killer) -> ExitRecord {
+pub(super) fn unstarted(attempt: AttemptKey, cause: ExitCause, killer: Killer) -> ExitRecord {
     let now = clock::wall_ms();
     ExitRecord {
         attempt,
@@ -259,5 +268,6 @@ fn unstarted(attempt: AttemptKey, cause: ExitCause, killer: Killer) -> ExitRecor
         spool_len: 0,
         output_cut: false,
         killer,
+        untouched: false,
     }
 }
