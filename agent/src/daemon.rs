@@ -82,7 +82,9 @@ pub async fn run(flags: &Flags, join: Option<String>) -> anyhow::Result<()> {
         warn!(layer = %layer.name, remedy = %layer.remedy, "a layer of the sandbox is missing");
     }
     let mut offered = BTreeMap::new();
-    for (name, tried) in mounts::tried(&config.mounts, |mount| jail.try_mount(mount)).await? {
+    for (name, tried) in
+        mounts::tried(&config.mounts, &[&config.data_dir, &work_root], |mount| jail.try_mount(mount)).await?
+    {
         match tried {
             Ok(mount) => drop(offered.insert(name, mount)),
             Err(why) => {
@@ -305,12 +307,17 @@ async fn enrolled(dir: &IdentityDir, token: Option<String>, name: &str) -> anyho
 /// `agent check`: tries each layer of the sandbox here and prints what was found.
 pub async fn check(flags: &Flags) -> anyhow::Result<bool> {
     let config = Config::load(flags)?;
-    // In a directory of its own: a running daemon's jail is left alone.
-    let dir = tempfile::tempdir().context("cannot make a directory to try the sandbox in")?;
+    // In a directory of its own: a running daemon's jail is left alone. Where the data directory is, or will
+    // be, for that may be a place that tasks see.
+    let place = config.data_dir.ancestors().find(|dir| dir.is_dir());
+    let dir = place
+        .and_then(|place| tempfile::tempdir_in(place).ok())
+        .map_or_else(tempfile::tempdir, Ok)
+        .context("cannot make a directory to try the sandbox in")?;
     let path: PathBuf = dir.path().join("jail");
     let (client, _events) = jail::Client::ensure(&jail::Options::new(path)).await?;
     let probe = client.probe().await;
-    let mounts = mounts::tried(&config.mounts, |mount| client.try_mount(mount)).await;
+    let mounts = mounts::tried(&config.mounts, &[&config.data_dir], |mount| client.try_mount(mount)).await;
     client.shutdown(true).await?;
     let (probe, mounts) = (probe?, mounts?);
     let mut stdout = std::io::stdout().lock();

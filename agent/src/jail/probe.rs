@@ -31,7 +31,8 @@ const USER_REMEDY: &str = "allow unprivileged user namespaces (sysctl user.max_u
      profile for the agent that has `userns,`), or run the agent as root";
 const ROOT_REMEDY: &str =
     "give the agent CAP_SYS_ADMIN, or run it outside of the container that takes it away";
-const TREE_REMEDY: &str = "run a kernel from 5.12 on, and the agent where it may mount what it sees";
+const TREE_REMEDY: &str = "run a kernel from 5.12 on, and the agent where it may mount what it sees, with a \
+     data directory that is in none of those that tasks see (/usr, /etc, /opt and the like)";
 const ROOT_LIMITS: &str = "mount the cgroup controllers memory, pids and cpu (version 1 or 2), and with version 2 \
      let the agent divide its group: Delegate=yes in its systemd unit";
 const USER_LIMITS: &str = "give the agent's user a control group of its own: Delegate=yes in its systemd unit, \

@@ -73,6 +73,21 @@ fn a_proc_that_a_container_has_masked_is_found_out() {
     });
 }
 
+/// Its tasks would see the keys of an ordinary user's agent, whose uid they have.
+#[test]
+fn a_data_directory_that_tasks_would_see_is_found_out() {
+    as_everybody("remedies::a_data_directory_that_tasks_would_see_is_found_out", async |node: Node| {
+        let user = if root() { "" } else { "--user --map-current-user --keep-caps" };
+        let line = format!(
+            "exec unshare {user} --mount sh -c 'mount -t tmpfs -o mode=755 own /opt && \
+             exec setpriv --ambient-caps=-all --inh-caps=-all \"$1\" check --data-dir /opt/agent' sh \"$1\""
+        );
+        let (said, takes) = check(&node, &line);
+        expect(&said, "file_tree", "the agent's own directory is seen there", "basic");
+        assert!(!takes && said.contains("/opt and the like"), "{said}");
+    });
+}
+
 /// Whether the machine is this test's alone (`scripts/vm-test`): only then may root change it.
 fn own_machine() -> bool {
     std::env::var_os("MESH_TEST_OWN_MACHINE").is_some()

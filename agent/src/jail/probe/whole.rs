@@ -43,6 +43,9 @@ while read -r key value rest; do
 done < /proc/self/status
 "#;
 
+/// What it ends with when the agent's own directory is there.
+const SEEN: i32 = 11;
+
 /// Runs a shell at level strict. The error is for people.
 pub(super) fn everything(dir: &Path, facts: &Facts, system: &System, tree: &Path) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
@@ -105,6 +108,9 @@ fn verdict(word: Word, request: &StartRequest, plan: &Plan) -> Option<Result<(),
         Word::Process(_) | Word::Runs => return None,
         Word::Ended(0) => Ok(()),
         Word::Ended(status) => {
+            if sys::code_of(status) == SEEN {
+                return Some(Err("the agent's own directory is seen there".to_owned()));
+            }
             let said = fs::read_to_string(request.attempt_dir.join("said")).unwrap_or_default();
             Err(format!("status {}, saying {:?}", sys::code_of(status), said.trim()))
         }
