@@ -113,7 +113,8 @@ pub struct Rlimits {
     pub nofile: u64,
     /// Processes of the task's uid; none: as the jail's own.
     pub nproc: Option<u64>,
-    /// Bytes of a core file.
+    /// Bytes of a core file. 1: none, nor what the machine has for crashes started (`core_pattern`), which
+    /// the kernel does as root and outside of the sandbox for a limit of 0 too.
     pub core: u64,
     /// Bytes of one written file; none: as the jail's own.
     pub fsize: Option<u64>,
@@ -121,7 +122,7 @@ pub struct Rlimits {
 
 impl Default for Rlimits {
     fn default() -> Self {
-        Self { nofile: 65536, nproc: None, core: 0, fsize: None }
+        Self { nofile: 65536, nproc: None, core: 1, fsize: None }
     }
 }
 

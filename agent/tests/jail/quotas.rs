@@ -7,7 +7,7 @@ use agent::jail::{ExitCause, StartRequest};
 
 use super::{
     strict::strict,
-    support::{Node, as_everybody, ways},
+    support::{Node, as_everybody, levels, ways},
 };
 
 fn number(path: &str) -> u64 {
@@ -40,6 +40,22 @@ fn no_task_takes_all_that_a_user_of_the_machine_may_have() {
                 }
                 assert_eq!(ended.out().lines().count(), most.len(), "{}", ended.err());
             }
+        }
+    });
+}
+
+/// Of whatever level. The kernel starts what `core_pattern` names, as root and beside all control groups, for
+/// every crash but those of a process whose bound is one byte.
+#[test]
+fn a_crash_starts_nothing_on_the_machine() {
+    as_everybody("quotas::a_crash_starts_nothing_on_the_machine", async |mut node: Node| {
+        for level in levels(&node).await {
+            let request = node.shell("prlimit --core --noheadings --output SOFT,HARD --raw; kill -SEGV $$");
+            let work = request.work_dir.clone();
+            let ended = node.run(StartRequest { level, ..request }).await;
+            ended.expect(&ExitCause::Signalled(11));
+            assert_eq!(ended.out(), "1 1\n", "{level:?}");
+            assert_eq!(fs::read_dir(work).unwrap().count(), 0, "{level:?}: it left its memory there");
         }
     });
 }
