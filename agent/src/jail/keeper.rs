@@ -55,6 +55,8 @@ pub enum Word {
     Ended(i32),
     /// The work directory holds more bytes, or more files, than it may.
     TooMuch { files: bool },
+    /// More memory waits for it in the kernel than it may have.
+    TooMuchWaits,
 }
 
 /// Numbers of one word.
@@ -69,6 +71,7 @@ impl Word {
             Self::NoExec(errno) => [4, errno.raw_os_error(), 0],
             Self::Ended(status) => [5, status, 0],
             Self::TooMuch { files } => [6, files.into(), 0],
+            Self::TooMuchWaits => [7, 0, 0],
         }
     }
 
@@ -82,6 +85,7 @@ impl Word {
             [4, errno, _] => Self::NoExec(Errno::from_raw_os_error(errno)),
             [5, status, _] => Self::Ended(status),
             [6, files, _] => Self::TooMuch { files: files != 0 },
+            [7, ..] => Self::TooMuchWaits,
             _ => return None,
         })
     }
@@ -344,9 +348,9 @@ fn watch(task: i32, plan: &Plan, jail: i32) -> ! {
             }
         }
         if let Some(room) = &mut room
-            && let Some(files) = room.look()
+            && let Some(word) = room.look()
         {
-            tell(Word::TooMuch { files });
+            tell(word);
             sys::exit_now(0);
         }
         let Some(arrived) = signals.wait(room.as_ref().map(Watch::pause)) else { continue };

@@ -189,7 +189,7 @@ mod tests {
             programs: vec![text("/bin/true")],
             argv: vec![text("true"), text("")],
             env: vec![text("A=\n\"")],
-            room: Room { bytes: Some(7), files: None },
+            room: Room { bytes: Some(7), files: None, memory: Some(u64::MAX) },
         };
         let bytes = encode(&Order::Start(&plan)).unwrap();
         let mut buffer = Vec::new();

@@ -72,11 +72,14 @@ pub struct Plan {
     pub room: Room,
 }
 
-/// How much a work directory may come to hold; the keeper looks from time to time.
+/// How much a work directory may come to hold, and how much memory may wait where nobody else bounds it; the
+/// keeper looks from time to time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
     pub bytes: Option<u64>,
     pub files: Option<u64>,
+    /// Bytes that may wait in sockets to the kernel; none also where others have sockets in the same network.
+    pub memory: Option<u64>,
 }
 
 impl Plan {

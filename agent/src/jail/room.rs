@@ -7,6 +7,9 @@
 //! nameless file that travels between two sockets. A directory that it cannot open counts as too much, for it
 //! would be a way to hide. A single file is bounded by the process limit on file
 //! sizes as well.
+//!
+//! It looks as well at what waits in the sockets by which the kernel tells of networks (netlink): of all the
+//! memory that a task can have the kernel hold for it, this counts as nobody's.
 
 use std::{
     collections::HashSet,
@@ -20,7 +23,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{mapped::Held, plan::Room, sys};
+use super::{keeper::Word, mapped::Held, plan::Room, sys};
 
 /// Between two looks, at the least.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
@@ -30,37 +33,48 @@ pub(super) const REST: u32 = 20;
 const DEPTH: usize = 200;
 /// How many descriptors are looked at; more of them are a way to hide as well.
 const DESCRIPTORS: usize = 1 << 20;
+/// The column of that table which says how much a socket holds: after its address, its protocol, its number
+/// and its groups.
+const RECEIVED: usize = 4;
 /// The unit of `st_blocks`, in bytes.
 pub(super) const BLOCK: u64 = 512;
 
-/// The bound, and when to look next.
+/// The bounds, and when to look next: at files, at sockets. What has no bound is not looked at.
 pub struct Watch {
     room: Room,
     mappings: bool,
-    next: Instant,
+    files: Option<Instant>,
+    sockets: Option<Instant>,
 }
 
 impl Watch {
     /// A watch over the working directory, mappings included if nobody else looks at them; none when
     /// nothing is bounded.
     pub fn new(room: Room, mappings: bool) -> Option<Self> {
-        (room != Room::default()).then(|| Self { room, mappings, next: Instant::now() + PAUSE })
+        let first = Instant::now() + PAUSE;
+        let files = room.bytes.or(room.files).map(|_| first);
+        let sockets = room.memory.map(|_| first);
+        files.or(sockets).map(|_| Self { room, mappings, files, sockets })
     }
 
     /// How long until the next look.
     pub fn pause(&self) -> Duration {
-        self.next.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+        let next = self.files.into_iter().chain(self.sockets).min();
+        let pause = next.map_or(PAUSE, |next| next.saturating_duration_since(Instant::now()));
+        pause.max(Duration::from_millis(1))
     }
 
-    /// Looks, when it is time. Tells of too much: whether of files rather than of bytes.
-    pub fn look(&mut self) -> Option<bool> {
-        let began = Instant::now();
-        if began < self.next {
-            return None;
+    /// Looks, when it is time. Tells of too much.
+    pub fn look(&mut self) -> Option<Word> {
+        let most = self.room.memory.unwrap_or(u64::MAX);
+        // They fill sooner than a disk, and looking takes less.
+        if let Some(true) = when_due(&mut self.sockets, || waiting() > most) {
+            return Some(Word::TooMuchWaits);
         }
-        let verdict = self.weigh();
-        self.next = Instant::now() + (began.elapsed() * REST).max(PAUSE);
-        verdict
+        let mut next = self.files;
+        let verdict = when_due(&mut next, || self.weigh());
+        self.files = next;
+        verdict.flatten().map(|files| Word::TooMuch { files })
     }
 
     fn weigh(&self) -> Option<bool> {
@@ -126,6 +140,24 @@ impl Watch {
         }
         (bytes.saturating_add(nameless.bytes) > most_bytes).then_some(false)
     }
+}
+
+/// Looks, if it is time, and says when it is the next time.
+fn when_due<T>(next: &mut Option<Instant>, look: impl FnOnce() -> T) -> Option<T> {
+    let began = Instant::now();
+    if next.is_none_or(|next| began < next) {
+        return None;
+    }
+    let seen = look();
+    *next = Some(Instant::now() + (began.elapsed() * REST).max(PAUSE));
+    Some(seen)
+}
+
+/// Bytes that wait in the netlink sockets of this network.
+fn waiting() -> u64 {
+    let table = std::fs::read_to_string("/proc/self/net/netlink").unwrap_or_default();
+    let of_line = |line: &str| line.split_ascii_whitespace().nth(RECEIVED)?.parse::<u64>().ok();
+    table.lines().filter_map(of_line).fold(0, u64::saturating_add)
 }
 
 /// Files of one device that are open and have no name.

@@ -278,8 +278,8 @@ impl Standing<'_> {
                     return untold;
                 }
             }
-            if let Some(files) = room.as_mut().and_then(Watch::look) {
-                untold.push(News::Said(Word::TooMuch { files }));
+            if let Some(word) = room.as_mut().and_then(Watch::look) {
+                untold.push(News::Said(word));
                 return untold;
             }
             let linger =

@@ -1,5 +1,5 @@
 """Fills memory that belongs to no process, in the way that is named, a mebibyte at a time, and says so."""
-import ctypes, fcntl, mmap, os, socket, sys
+import ctypes, fcntl, mmap, os, socket, struct, sys, time
 
 MIB = 1 << 20
 libc = ctypes.CDLL(None, use_errno=True)
@@ -76,6 +76,17 @@ def udp():
         pass
 
 
+def netlink():
+    """Asks for what there is about the loopback, and does not listen."""
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+    s.bind((0, 0))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
+    kept.append(s)
+    ask = struct.pack("=IHHII", 32, 18, 1, 1, 0) + struct.pack("=BBHiII", 0, 0, 0, 1, 0, 0)
+    for _ in range(1000):
+        s.send(ask)
+
+
 def waiting():
     """Bytes that the kernel holds in sockets of the internet protocols, of the whole machine."""
     lines = [line.split() for line in open("/proc/net/sockstat")]
@@ -89,3 +100,4 @@ for _ in range(int(sys.argv[2])):
     fill()
     print("one more", flush=True)
 print(waiting() - before)
+time.sleep(float(sys.argv[3]) if len(sys.argv) > 3 else 0)

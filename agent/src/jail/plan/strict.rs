@@ -235,6 +235,8 @@ pub(super) fn plan(
         steps.push(Step::Filter);
     }
     let bounds = if with(Wall::Disk) { request.bounds } else { Bounds::default() };
+    let own_network = with(Wall::Network) && request.network == Network::None;
+    let memory = request.bounds.memory.filter(|_| own_network && with(Wall::Limits));
     Ok(Plan {
         namespaces,
         brought,
@@ -242,7 +244,7 @@ pub(super) fn plan(
         programs: programs(request)?,
         argv: argv(request)?,
         env: environment(request)?,
-        room: Room { bytes: bounds.disk, files: bounds.files },
+        room: Room { bytes: bounds.disk, files: bounds.files, memory },
     })
 }
 

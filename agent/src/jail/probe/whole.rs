@@ -119,6 +119,7 @@ fn verdict(word: Word, request: &StartRequest, plan: &Plan) -> Option<Result<(),
         }
         Word::NoExec(errno) => failed("/bin/sh", errno),
         Word::TooMuch { .. } => Err("its directory is full".to_owned()),
+        Word::TooMuchWaits => Err("its sockets are full".to_owned()),
     })
 }
 

@@ -49,6 +49,7 @@ impl Running {
             }
             Word::NoExec(errno) => self.verdict = Some(Verdict::Failed(self.no_exec(errno))),
             Word::Ended(status) => self.verdict = Some(Verdict::Ended(status)),
+            Word::TooMuchWaits => self.verdict = Some(Verdict::Failed(ExitCause::OutOfMemory)),
             Word::TooMuch { files } => {
                 let what = if files { "more files" } else { "more bytes" };
                 let why = format!("its work directory held {what} than it may");
