@@ -36,7 +36,7 @@ use crate::seen::{Seen, StaleLeader};
 use crate::spool;
 
 /// How long an end waits for others where they follow each other at once.
-const LINGER: Duration = Duration::from_millis(2);
+const LINGER: Duration = Duration::from_millis(5);
 /// How long the coordinator may take to register a node.
 const REGISTER: Duration = Duration::from_secs(20);
 /// How long a registered node's heartbeat may take, at the least, unless the coordinator bears
