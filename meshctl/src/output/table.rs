@@ -248,10 +248,15 @@ fn clip(text: &str, most: usize) -> String {
 }
 
 pub fn nodes(out: Out, nodes: &[v1::NodeInfo]) -> String {
-    let header = ["NODE", "STATE", "RTT", "LOAD", "RUNNING", "QUEUED", "SLOTS", "MEMORY", "SEEN", "VERSION"];
+    let header = [
+        "NODE", "STATE", "RTT", "LOAD", "RUNNING", "QUEUED", "SLOTS", "MEMORY", "SANDBOX", "SEEN", "VERSION",
+    ];
     let mut table = table(out, &header);
     for node in nodes {
         let version = node.facts.as_ref().map_or("", |facts| &facts.version);
+        let sandbox = node.facts.as_ref().and_then(|facts| facts.sandbox.as_ref());
+        let sandbox =
+            sandbox.map(|proved| format!("{} ({})", proved.strongest().lower(), dash(&proved.limits)));
         table.add_row(vec![
             Cell::new(escape(&node.name)),
             node_state(out, node),
@@ -261,6 +266,7 @@ pub fn nodes(out: Out, nodes: &[v1::NodeInfo]) -> String {
             Cell::new(node.queued),
             Cell::new(format!("{}/{}", node.slots_free, node.slots_total)),
             Cell::new(format!("{}/{}", time::bytes(node.memory_free), time::bytes(node.memory_total))),
+            Cell::new(sandbox.unwrap_or_else(|| "-".to_owned())),
             Cell::new(seen(node)),
             Cell::new(dash(version)),
         ]);
@@ -311,6 +317,7 @@ pub fn node(out: Out, node: &v1::NodeInfo) -> String {
                 dash(&sandbox.limits)
             ),
         ),
+        ("Lends", lent(&sandbox)),
     ];
     let mut text = String::new();
     for (name, value) in lines {
@@ -325,6 +332,18 @@ pub fn node(out: Out, node: &v1::NodeInfo) -> String {
         let _ = write!(text, "\n{}", render(rows, &[]));
     }
     text.trim_end().to_owned()
+}
+
+/// What of the node its operator gives strict tasks.
+fn lent(sandbox: &v1::Sandbox) -> String {
+    let mount = |mount: &v1::Mount| {
+        let how = if mount.read_only { " (read-only)" } else { "" };
+        format!("mount {}{how}", escape(&mount.name))
+    };
+    let mut lent: Vec<String> = sandbox.mounts.iter().map(mount).collect();
+    lent.sort_unstable();
+    lent.extend(sandbox.host_network.then(|| "its network".to_owned()));
+    if lent.is_empty() { "-".to_owned() } else { lent.join(", ") }
 }
 
 pub fn tokens(out: Out, tokens: &[v1::TokenInfo], now_ms: i64) -> String {

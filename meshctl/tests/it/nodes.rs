@@ -29,7 +29,10 @@ fn fake() -> Fake {
                     remedy: "run it under systemd".into(),
                 },
             ],
-            ..v1::Sandbox::default()
+            host_network: true,
+            mounts: [("media", false), ("data", true)]
+                .map(|(name, read_only)| v1::Mount { name: name.into(), to: String::new(), read_only })
+                .into(),
         }),
         ..v1::NodeFacts::default()
     };
