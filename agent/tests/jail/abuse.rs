@@ -8,12 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent::jail::{Bounds, ExitCause, Limits, StartRequest, Wall};
+use agent::jail::{Bounds, ExitCause, StartRequest, Wall};
 
 use super::{
     endings::stubborn,
     strict::strict,
-    support::{Node, as_everybody, mark, processes, root, until},
+    support::{Node, as_everybody, as_everybody_in_groups, in_groups, mark, processes, root, until, ways},
 };
 
 #[test]
@@ -127,8 +127,8 @@ fn a_library_that_is_to_be_loaded_first_reaches_the_task_alone() {
     as_everybody(
         "abuse::a_library_that_is_to_be_loaded_first_reaches_the_task_alone",
         async |mut node: Node| {
-            let source = "#include <stdio.h>\n#include <unistd.h>\n__attribute__((constructor)) void f(void) { \
-                          FILE *to = fopen(\"/work/loaded\", \"a\"); if (to) { fprintf(to, \"%d %d\\n\", getpid(), getuid()); \
+            let source = "#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n__attribute__((constructor)) void f(void) { \
+                          FILE *to = fopen(getenv(\"LOADED\"), \"a\"); if (to) { fprintf(to, \"%d %d\\n\", getpid(), getuid()); \
                           fclose(to); } }";
             let mut request = strict(node.shell("cat /dev/null; wc -c; cat loaded"));
             fs::write(request.work_dir.join("f.c"), source).unwrap();
@@ -141,8 +141,10 @@ fn a_library_that_is_to_be_loaded_first_reaches_the_task_alone() {
                 return;
             }
             request.env.push(("LD_PRELOAD".into(), "/work/f.so".into()));
+            request.env.push(("LOADED".into(), "/work/loaded".into()));
             let uid = request.uid.unwrap_or_else(super::support::uid);
-            let loaded = request.work_dir.join("loaded");
+            let work = request.work_dir.clone();
+            let loaded = work.join("loaded");
             let ended = node.run(request).await;
             // The input is at its end.
             assert!(ended.out().starts_with("0\n"), "{} {}", ended.out(), ended.err());
@@ -154,6 +156,13 @@ fn a_library_that_is_to_be_loaded_first_reaches_the_task_alone() {
                 .collect();
             assert_eq!(who.len(), 4, "the shell and three programs: {who:?}");
             assert!(who.iter().all(|(pid, of)| *pid > 1 && *of == uid), "{who:?}");
+            // In its environment the agent would load it too, so that says something.
+            let agent = Node::options(node.dir.path()).exe.unwrap();
+            let (library, loaded) = (work.join("f.so"), work.join("agents"));
+            let mut control = Command::new(agent);
+            control.arg("--version").env("LD_PRELOAD", library).env("LOADED", &loaded);
+            assert!(control.stdout(Stdio::null()).status().unwrap().success());
+            assert_eq!(fs::read_to_string(loaded).unwrap().lines().count(), 1);
         },
     );
 }
@@ -222,15 +231,25 @@ fn whoever_fills_a_place_finds_it_full_alone() {
             // And mapped, but not open.
             (MAPPED, "bytes"),
         ] {
-            let mut request = StartRequest { bounds, ..strict(node.shell(script)) };
-            if root() {
-                request.env.push(("LENGTH".into(), "4096".into()));
+            for without in ways() {
+                let mut request = StartRequest { bounds, without, ..strict(node.shell(script)) };
+                if root() {
+                    request.env.push(("LENGTH".into(), "4096".into()));
+                }
+                request.timeout = Some(Duration::from_secs(40));
+                match node.run(request).await.record.cause {
+                    ExitCause::DiskFull(why) => assert!(why.contains(what), "{why}"),
+                    cause => panic!("{script}: {cause:?}"),
+                }
             }
-            request.timeout = Some(Duration::from_secs(40));
-            match node.run(request).await.record.cause {
-                ExitCause::DiskFull(why) => assert!(why.contains(what), "{why}"),
-                cause => panic!("{script}: {cause:?}"),
-            }
+        }
+        // An ordinary user's agent is told of a mapped file only how much of it is mapped; the documents say so.
+        if !root() {
+            let mut unseen = StartRequest { bounds, ..strict(node.shell(MAPPED)) };
+            unseen.env.push(("LENGTH".into(), "4096".into()));
+            unseen.timeout = Some(Duration::from_secs(4));
+            unseen.grace = Duration::ZERO;
+            node.run(unseen).await.expect(&ExitCause::TimedOut);
         }
         // Without the watch they stay until their time is over.
         for script in [NAMELESS, MAPPED] {
@@ -318,10 +337,8 @@ time.sleep(99)
 
 #[test]
 fn a_bound_on_processors_is_felt() {
-    as_everybody("abuse::a_bound_on_processors_is_felt", async |mut node: Node| {
-        if node.client.probe().await.unwrap().limits != Limits::Cgroup {
-            assert!(!root(), "root has control groups on this machine");
-            super::support::needs_root(&format!("no control groups here for uid {}", super::support::uid()));
+    as_everybody_in_groups("abuse::a_bound_on_processors_is_felt", async |mut node: Node| {
+        if !in_groups(&node).await {
             return;
         }
         // Two threads that spin, for as long as they are let.
@@ -346,7 +363,7 @@ fn a_bound_on_processors_is_felt() {
                     let held = throttled(stat) - before;
                     println!("cpu: {millis}m was held back {held} times, having used {used} ms");
                     assert!(used * 10 >= held * millis / 10 * 9, "held back {held} times after {used} ms");
-                    assert!(millis >= 1000 || held > 5, "0.05 of a core was held back {held} times in 3 s");
+                    assert!(millis >= 1000 || held > 0, "0.05 of a core was not held back once in 3 s");
                 }
                 (None, Some(_)) => mesh_skip::skip("cpu.stat of a task's group is not found here"),
                 (Some(_) | None, None) => {}

@@ -8,12 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent::jail::{Bounds, ExitCause, Limits, StartRequest, Wall};
+use agent::jail::{Bounds, ExitCause, StartRequest, Wall};
 
 use super::{
     endings::stubborn,
     strict::strict,
-    support::{Node, as_everybody, mark, processes, root, until},
+    support::{Node, as_everybody, as_everybody_in_groups, in_groups, mark, processes, root, until},
 };
 
 /// Takes memory in one place, and the rest of what is asked for in its own.
@@ -32,12 +32,10 @@ const MEMORY: u64 = 96 << 20;
 
 #[test]
 fn a_memory_bomb_of_any_kind_is_told_as_oom_and_hits_its_task_alone() {
-    as_everybody(
+    as_everybody_in_groups(
         "alone::a_memory_bomb_of_any_kind_is_told_as_oom_and_hits_its_task_alone",
         async |mut node: Node| {
-            if node.client.probe().await.unwrap().limits != Limits::Cgroup {
-                assert!(!root(), "root has control groups on this machine");
-                mesh_skip::skip(&format!("no control groups here for uid {}", super::support::uid()));
+            if !in_groups(&node).await {
                 return;
             }
             let beside = strict(node.shell("echo up; until test -e go; do sleep 0.02; done; echo whole"));
@@ -64,6 +62,33 @@ fn a_memory_bomb_of_any_kind_is_told_as_oom_and_hits_its_task_alone() {
             assert_eq!((ended.out(), &ended.record.cause), ("up\nwhole\n", &ExitCause::Exited(0)));
         },
     );
+}
+
+/// Also where limits of a user's processes are what holds: each slot's user namespace is counted by itself.
+#[test]
+fn one_task_at_its_bound_of_processes_leaves_the_others_theirs() {
+    as_everybody("alone::one_task_at_its_bound_of_processes_leaves_the_others_theirs", async |mut node| {
+        let bounds = Bounds { processes: Some(40), ..Bounds::default() };
+        let many = |node: &Node, count: u32| {
+            let script = format!(
+                "for i in $(seq {count}); do sleep 99 & done; echo up; until test -e go; do sleep 0.02; done"
+            );
+            StartRequest { bounds, ..strict(node.shell(&script)) }
+        };
+        let (first, second) = (many(&node, 30), many(&node, 30));
+        for task in [&first, &second] {
+            node.start(task).await;
+            node.says(task, "up").await;
+        }
+        let mut more = many(&node, 60);
+        more.timeout = Some(Duration::from_secs(20));
+        let more = node.run(more).await;
+        assert!(more.out().is_empty() && more.err().contains("fork"), "{:?} {}", more.record, more.err());
+        for task in [&first, &second] {
+            fs::write(task.work_dir.join("go"), "").unwrap();
+            node.ended(task).await.expect(&ExitCause::Exited(0));
+        }
+    });
 }
 
 #[test]

@@ -106,6 +106,11 @@ def read(path):
     reached(open(path, "rb").read(100))
 
 
+def enter(directory):
+    """What somebody keeps, by its names."""
+    reached(os.listdir(directory))
+
+
 def environ(pid):
     """The environment of a process outside."""
     reached(open(f"/proc/{pid}/environ", "rb").read(100))
@@ -171,6 +176,22 @@ def read_memory():
     reached()
 
 
+def attach(pid):
+    """Ptrace, of somebody outside."""
+    call("ptrace", 16, int(pid), 0, 0)
+    os.waitpid(int(pid), 0x40000000)
+    call("ptrace", 17, int(pid), 0, 0)
+    reached()
+
+
+def read_other(pid, address, size):
+    """The memory of somebody outside."""
+    buffer = ctypes.create_string_buffer(int(size))
+    here = struct.pack("PN", ctypes.addressof(buffer), int(size))
+    call("process_vm_readv", int(pid), here, 1, struct.pack("PN", int(address), int(size)), 1, 0)
+    reached(buffer.raw)
+
+
 def take_descriptor():
     """The call that takes a descriptor out of another process, likewise."""
     reached(call("pidfd_getfd", os.pidfd_open(os.getpid()), 0, 0))
@@ -231,6 +252,21 @@ def by_handle():
     reached()
 
 
+def by_handle_of_its_own():
+    """The same in a file system of its own, where newer kernels let everybody."""
+    uid, gid = os.getuid(), os.getgid()
+    call("unshare", NEWUSER | NEWNS)
+    for file, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
+        with open(f"/proc/self/{file}", "w") as written:
+            written.write(text)
+    call("mount", b"x", b"/tmp", b"tmpfs", 0, None)
+    os.mkdir("/tmp/aim")
+    handle = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128))
+    call("name_to_handle_at", -100, b"/tmp/aim", handle, ctypes.byref(ctypes.c_int()), 0)
+    call("open_by_handle_at", os.open("/tmp", os.O_RDONLY), handle, os.O_DIRECTORY)
+    reached()
+
+
 def setuid(program):
     """A program with the setuid bit of another user."""
     uid = int(subprocess.run([program, "-u"], stdout=subprocess.PIPE, check=True).stdout)
@@ -249,6 +285,16 @@ def programs_in_the_kernel():
     licence = ctypes.create_string_buffer(b"GPL")
     attributes = struct.pack("<IIQQIIQII", 1, 2, ctypes.addressof(text), ctypes.addressof(licence), 0, 0, 0, 0, 0)
     reached(call("bpf", 5, attributes, len(attributes)))
+
+
+def ask_for_programs():
+    """The same call with a question that the kernel answers everybody: no such map."""
+    try:
+        call("bpf", 1, struct.pack("IxxxxQQQ", 0x7FFFFFFF, 0, 0, 0), 32)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        reached(error)
 
 
 def page_faults():

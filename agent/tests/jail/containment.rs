@@ -132,6 +132,24 @@ fn tasks_of_different_uids_cannot_read_each_other() {
     });
 }
 
+/// At level none the uid is the only wall before the agent's files, and an ordinary user's tasks have the agent's.
+#[test]
+fn without_a_sandbox_the_uid_alone_keeps_a_task_from_the_agents_files() {
+    as_everybody(
+        "containment::without_a_sandbox_the_uid_alone_keeps_a_task_from_the_agents_files",
+        async |mut node: Node| {
+            let key = node.dir.path().join("key.pem");
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+            for (level, reached) in [(Level::Strict, false), (Level::Basic, false), (Level::None, !root())] {
+                let mut request = node.shell(&format!("cat {}", key.display()));
+                request.level = level;
+                let ended = node.run(request).await;
+                assert_eq!(ended.out() == "the agent's private key", reached, "{level:?}: {}", ended.err());
+            }
+        },
+    );
+}
+
 #[test]
 fn a_machine_without_namespaces_says_so_and_weakens_nothing() {
     if !root() {

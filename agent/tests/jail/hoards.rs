@@ -3,9 +3,9 @@
 
 use std::fs;
 
-use agent::jail::{Bounds, ExitCause, Level, Limits, StartRequest};
+use agent::jail::{Bounds, ExitCause, Level, StartRequest};
 
-use super::support::{Ended, Node, as_everybody, root, ways};
+use super::support::{Ended, Node, as_everybody, as_everybody_in_groups, in_groups, ways};
 
 async fn hoard(node: &mut Node, what: &str, times: &str, memory: Option<u64>) -> Ended {
     let request = node.request(&["/usr/bin/python3", "hoards.py", what, times]);
@@ -19,10 +19,8 @@ macro_rules! hoards {
         $(
             #[test]
             fn $test() {
-                as_everybody(concat!("hoards::", stringify!($test)), async |mut node: Node| {
-                    if node.client.probe().await.unwrap().limits != Limits::Cgroup {
-                        assert!(!root(), "root has control groups on this machine");
-                        mesh_skip::skip(&format!("no control groups here for uid {}", super::support::uid()));
+                as_everybody_in_groups(concat!("hoards::", stringify!($test)), async |mut node: Node| {
+                    if !in_groups(&node).await {
                         return;
                     }
                     // So much is nothing unusual where there is room for it.
@@ -48,28 +46,29 @@ hoards! {
 /// Nobody is killed for it: what does not fit is not sent, or lost on the way.
 #[test]
 fn what_waits_in_sockets_of_the_network_is_bounded() {
-    as_everybody("hoards::what_waits_in_sockets_of_the_network_is_bounded", async |mut node: Node| {
-        if node.client.probe().await.unwrap().limits != Limits::Cgroup {
-            assert!(!root(), "root has control groups on this machine");
-            mesh_skip::skip(&format!("no control groups here for uid {}", super::support::uid()));
-            return;
-        }
-        for what in ["tcp", "udp"] {
-            let mut held = async |memory: Option<u64>| {
-                let ended = hoard(&mut node, what, "200", memory).await;
-                match &ended.record.cause {
-                    ExitCause::Exited(0) => ended.out().lines().last().unwrap().parse::<i64>().unwrap(),
-                    ExitCause::OutOfMemory => 0,
-                    cause => panic!("{what}: {cause:?} {}", ended.err()),
-                }
-            };
-            // Others on this machine have sockets too, but not that much in them.
-            let (bounded, free) = (held(Some(32 << 20)).await, held(None).await);
-            println!("{what}: {bounded} bytes, {free} without a bound");
-            assert!(free > 100 << 20, "{what}: {free} bytes are nothing to bound");
-            assert!(bounded < 70 << 20, "{what}: {bounded} bytes wait in sockets");
-        }
-    });
+    as_everybody_in_groups(
+        "hoards::what_waits_in_sockets_of_the_network_is_bounded",
+        async |mut node: Node| {
+            if !in_groups(&node).await {
+                return;
+            }
+            for what in ["tcp", "udp"] {
+                let mut held = async |memory: Option<u64>| {
+                    let ended = hoard(&mut node, what, "200", memory).await;
+                    match &ended.record.cause {
+                        ExitCause::Exited(0) => ended.out().lines().last().unwrap().parse::<i64>().unwrap(),
+                        ExitCause::OutOfMemory => 0,
+                        cause => panic!("{what}: {cause:?} {}", ended.err()),
+                    }
+                };
+                // Others on this machine have sockets too, but not that much in them.
+                let (bounded, free) = (held(Some(32 << 20)).await, held(None).await);
+                println!("{what}: {bounded} bytes, {free} without a bound");
+                assert!(free > 100 << 20, "{what}: {free} bytes are nothing to bound");
+                assert!(bounded < 70 << 20, "{what}: {bounded} bytes wait in sockets");
+            }
+        },
+    );
 }
 
 /// The kernel counts it as nobody's: the keeper looks, and its task is out of memory.

@@ -21,7 +21,7 @@ use agent::{
 
 use super::{
     strict::strict,
-    support::{Node, as_everybody, root, until},
+    support::{Node, as_everybody, as_everybody_given, root, until},
 };
 
 /// As much as an agent collects unless its operator says otherwise, and less patience.
@@ -123,7 +123,11 @@ fn a_link_leads_nowhere() {
 
 #[test]
 fn nothing_that_waits_is_waited_for() {
-    as_everybody("leavings::nothing_that_waits_is_waited_for", async |mut node: Node| {
+    let give = |dir: &Path| {
+        fs::create_dir(dir.join("out")).unwrap();
+        super::powers::device(&dir.join("out/x"));
+    };
+    as_everybody_given("leavings::nothing_that_waits_is_waited_for", give, async |mut node: Node, given| {
         let fifo = leave(&mut node, "mkfifo out/x").await;
         refused(&fifo, "out/", "`out/x` is a FIFO, a socket or a device");
         assert_eq!(naive("walk", &fifo, "out").await, None, "a naive collector is not held up by a FIFO");
@@ -133,16 +137,14 @@ fn nothing_that_waits_is_waited_for() {
         let socket = "python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"out/x\")'";
         let socket = leave(&mut node, socket).await;
         refused(&socket, "out/", "`out/x` is a FIFO, a socket or a device");
-        // A device it cannot make; should it ever come by one:
-        if !root() {
-            super::support::needs_root("only root can make a device");
-            return;
-        }
+        // A device it cannot make, nobody but root can; should it ever come by one:
         let device = leave(&mut node, "mknod out/x c 1 5 && echo made || true").await;
         assert!(!device.work_dir.join("out/x").exists(), "a task made a device");
-        let zeroes = rustix::fs::makedev(1, 5);
-        let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::from(0o666));
-        rustix::fs::mknodat(rustix::fs::CWD, device.work_dir.join("out/x"), kind, mode, zeroes).unwrap();
+        let Some(given) = given else {
+            super::support::needs_root("only root can make a device");
+            return;
+        };
+        let device = StartRequest { work_dir: given, ..device };
         refused(&device, "out/", "`out/x` is a FIFO, a socket or a device");
         assert_eq!(naive("walk", &device, "out").await, None, "a naive collector comes to an end of zeroes");
     });

@@ -7,7 +7,7 @@ use agent::jail::{Bounds, ExitCause, Level, Limits, StartRequest, Wall};
 
 use super::{
     strict::strict,
-    support::{Ended, Node, as_everybody, root, ways},
+    support::{Ended, Node, as_everybody, as_everybody_in_groups, in_groups, root, ways},
 };
 
 fn python(node: &Node, what: &str, without: &[Wall]) -> StartRequest {
@@ -118,9 +118,8 @@ fn a_slot_that_files_in_memory_fill_is_not_used_for_a_task_that_would_not_fit() 
 
 #[test]
 fn no_use_of_memory_is_left_for_the_next_task() {
-    as_everybody("reuse::no_use_of_memory_is_left_for_the_next_task", async |mut node: Node| {
-        if node.client.probe().await.unwrap().limits != Limits::Cgroup {
-            super::support::needs_root(&format!("no control groups here for uid {}", super::support::uid()));
+    as_everybody_in_groups("reuse::no_use_of_memory_is_left_for_the_next_task", async |mut node: Node| {
+        if !in_groups(&node).await {
             return;
         }
         let bounded = |memory: u64, request: StartRequest| StartRequest {

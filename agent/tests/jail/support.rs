@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU64, Ordering},
@@ -20,19 +20,12 @@ use mesh_proto::{
 };
 use tempfile::TempDir;
 
+use super::ordinary::BINARY;
+pub use super::ordinary::{as_everybody, as_everybody_given, as_everybody_in_groups, in_groups, needs_root};
+
 /// How long anything may take before a test calls it hung.
 pub const PATIENCE: Duration = Duration::from_mins(1);
-/// Set for that second run.
-const SECOND: &str = "MESH_TEST_AS_USER";
-/// The agent binary, for a second run that cannot reach the first one's.
-const BINARY: &str = "MESH_TEST_AGENT";
-/// The user that a test started by root runs as the second time: no other test's, since the kernel
-/// counts processes by uid.
-fn ordinary_uid() -> u32 {
-    10_000 + std::process::id() % 20_000
-}
-
-/// The uid that root's tasks get, likewise.
+/// The uid that root's tasks get: no other test's, since the kernel counts processes by uid.
 pub fn task_uid() -> u32 {
     30_000 + std::process::id() % 30_000
 }
@@ -54,12 +47,12 @@ fn machine_has_namespaces() -> bool {
     unshare.args(["--pid", "--fork", "--mount-proc", "true"]).status().is_ok_and(|status| status.success())
 }
 
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     std::env::var_os(BINARY).map_or_else(|| env!("CARGO_BIN_EXE_agent").into(), PathBuf::from)
 }
 
-/// Runs `body` as this user, and as an ordinary one too when this is root. `name` is the test's.
-pub fn as_everybody<F: Future<Output = ()>>(name: &str, body: impl Fn(Node) -> F) {
+/// Runs `body` as this user, where tasks can be contained.
+pub fn as_this_user<F: Future<Output = ()>>(body: impl Fn(Node) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let node = Node::new().await;
@@ -74,50 +67,6 @@ pub fn as_everybody<F: Future<Output = ()>>(name: &str, body: impl Fn(Node) -> F
             ));
         }
     });
-    if root() {
-        as_ordinary_user(name);
-    }
-}
-
-/// Runs the test of this name once more, as somebody without privileges.
-fn as_ordinary_user(name: &str) {
-    let place = world_readable_dir();
-    let copy = |from: &Path| {
-        let to = place.path().join(from.file_name().unwrap());
-        // A link where it can be: debug binaries are large.
-        fs::hard_link(from, &to).or_else(|_| fs::copy(from, &to).map(|_| ())).unwrap();
-        to
-    };
-    let output = Command::new(copy(&std::env::current_exe().unwrap()))
-        .args(["--exact", name, "--nocapture"])
-        .current_dir("/")
-        .env(SECOND, "1")
-        .env(BINARY, copy(&binary()))
-        .env("TMPDIR", "/tmp")
-        .env("HOME", "/nonexistent")
-        // The file may be out of its reach: what it skips is said for it below.
-        .env_remove(mesh_skip::FILE)
-        .uid(ordinary_uid())
-        .gid(ordinary_uid())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "as an ordinary user:\n{text}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    for why in text.lines().filter_map(|line| line.strip_prefix(mesh_skip::MARK)) {
-        mesh_skip::skip(&format!("as an ordinary user: {why}"));
-    }
-}
-
-/// Says that something is skipped here because only root can do it. Nothing is skipped when root has
-/// just done it, in the first run of the same test.
-pub fn needs_root(why: &str) {
-    if std::env::var_os(SECOND).is_none() {
-        mesh_skip::skip(why);
-    }
 }
 
 /// The levels that a task can be asked for here, the strongest first. A test that goes through them
@@ -138,7 +87,7 @@ pub fn ways() -> Vec<Vec<Wall>> {
     if root() { vec![vec![], vec![Wall::Standing]] } else { vec![vec![]] }
 }
 
-fn world_readable_dir() -> TempDir {
+pub fn world_readable_dir() -> TempDir {
     let dir = TempDir::new().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     dir
