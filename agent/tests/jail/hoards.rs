@@ -52,9 +52,9 @@ fn what_waits_in_sockets_of_the_network_is_bounded() {
             if !in_groups(&node).await {
                 return;
             }
-            for what in ["tcp", "udp"] {
+            for (what, times) in [("tcp", "200"), ("udp", "500")] {
                 let mut held = async |memory: Option<u64>| {
-                    let ended = hoard(&mut node, what, "200", memory).await;
+                    let ended = hoard(&mut node, what, times, memory).await;
                     match &ended.record.cause {
                         ExitCause::Exited(0) => ended.out().lines().last().unwrap().parse::<i64>().unwrap(),
                         ExitCause::OutOfMemory => 0,
@@ -77,7 +77,7 @@ fn what_waits_in_sockets_to_the_kernel_is_looked_at() {
     as_everybody("hoards::what_waits_in_sockets_to_the_kernel_is_looked_at", async |mut node: Node| {
         for without in ways() {
             let mut held = async |memory: Option<u64>| {
-                let request = node.request(&["/usr/bin/python3", "hoards.py", "netlink", "60", "3"]);
+                let request = node.request(&["/usr/bin/python3", "hoards.py", "netlink", "250", "3"]);
                 fs::write(request.work_dir.join("hoards.py"), include_str!("hoards.py")).unwrap();
                 let bounds = Bounds { memory, ..Bounds::default() };
                 let without = without.clone();
@@ -85,9 +85,7 @@ fn what_waits_in_sockets_to_the_kernel_is_looked_at() {
             };
             held(None).await.expect(&ExitCause::Exited(0));
             // Python itself has to fit where no group counts a task's memory as a whole.
-            let ended = held(Some(40 << 20)).await;
-            ended.expect(&ExitCause::OutOfMemory);
-            assert!(ended.record.run_ms < 10_000, "{:?}", ended.record);
+            held(Some(40 << 20)).await.expect(&ExitCause::OutOfMemory);
         }
     });
 }
