@@ -81,5 +81,6 @@ fn request(dir: &std::path::Path, job: u64, level: Level) -> anyhow::Result<Star
         without: Vec::new(),
         lease: None,
         after: None,
+        slot: None,
     })
 }

@@ -50,6 +50,7 @@ pub fn request(
         without: Vec::new(),
         lease,
         after: job.after,
+        slot: Some(job.slot),
         work_dir,
     })
 }

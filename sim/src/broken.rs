@@ -58,6 +58,8 @@ pub enum Broken {
     ForgetsCordon,
     /// An agent takes on more than its node has.
     TakesTooMuch,
+    /// A jail starts one that is to stand in line behind what neither runs nor stands there.
+    StartsBehindNobody,
     /// An end is acknowledged before it is committed.
     AcksUncommitted,
     /// What is not wanted any more is let go of with its process alive.
@@ -79,7 +81,7 @@ pub enum Broken {
 }
 
 /// Every one of them, and the invariant that it breaks.
-pub const BROKEN: [(Broken, Invariant); 35] = [
+pub const BROKEN: [(Broken, Invariant); 36] = [
     (Broken::NoEpochCheck, Invariant::Fenced),
     (Broken::NoAttemptCheck, Invariant::TrueEnd),
     (Broken::SaysBeforeCommit, Invariant::SaidAfterCommit),
@@ -107,6 +109,7 @@ pub const BROKEN: [(Broken, Invariant); 35] = [
     (Broken::ForgetsNeeds, Invariant::NeedsFirst),
     (Broken::ForgetsCordon, Invariant::CordonHolds),
     (Broken::TakesTooMuch, Invariant::NoOverload),
+    (Broken::StartsBehindNobody, Invariant::OwnSlot),
     (Broken::AcksUncommitted, Invariant::NothingDropped),
     (Broken::LetsGoAlive, Invariant::ProcessesGone),
     (Broken::IgnoresKeys, Invariant::AcknowledgedStays),

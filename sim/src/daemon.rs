@@ -101,10 +101,15 @@ impl World {
         let effects = daemon.table.handle(input);
         for effect in effects {
             match effect {
-                Effect::Run { key, slot, assignment, after: _ } => {
+                Effect::Run { key, slot, assignment, after } => {
+                    let plain = self.machines[node].makes_rooms();
                     let Some(daemon) = self.daemon(node) else { return };
-                    daemon.runners.insert(key, Runner::new(slot, assignment));
-                    self.runner_after(node, key, (50, 2 * MS), RunnerStep::Written);
+                    daemon.runners.insert(key, Runner::new(slot, assignment, plain, after));
+                    if plain {
+                        self.ask_to_start(node, key);
+                    } else {
+                        self.runner_after(node, key, (50, 2 * MS), RunnerStep::Written);
+                    }
                 }
                 Effect::Stop { key, stop } => self.stop_runner(node, key, stop),
                 Effect::Remove(key) => self.removed(node, key),

@@ -27,6 +27,8 @@ pub enum Exit {
     Vanished,
     /// By its jail, when its node's lease was over.
     LeaseOver,
+    /// It could not be started.
+    NotStarted,
 }
 
 /// What is true of a process.

@@ -60,6 +60,8 @@ invariants! {
     CordonHolds,
     /// A node runs no more than it has.
     NoOverload,
+    /// In a slot, which has a user of its own, one process runs at a time.
+    OwnSlot,
     /// An agent lets go of nothing that is not ended in the database.
     NothingDropped,
     /// What is over leaves no process behind, but on a node that is offline.

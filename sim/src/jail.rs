@@ -8,6 +8,7 @@ use crate::{
     broken::Broken,
     history::Exit,
     invariant::Invariant,
+    machine::Record,
     plan::{Behaviour, MS, Micros},
     runner::RunnerStep,
     world::{Happening, World},
@@ -26,12 +27,28 @@ pub struct Process {
     pub output: u64,
     /// By the machine's clock, when it is ended at the latest, if it lives on a lease.
     pub lease: Option<Micros>,
+    /// What the jail writes down in the moment in which it starts it.
+    pub room: Option<Box<Record>>,
+}
+
+/// What the jail is asked with.
+#[derive(Debug, Default)]
+pub struct Start {
+    pub lease: Option<Micros>,
+    /// What it is to write down; what is not said here is there already.
+    pub room: Option<Box<Record>>,
+    /// It starts when this attempt is over.
+    pub after: Option<AttemptKey>,
 }
 
 /// What happens in a jail.
 #[derive(Clone, Copy, Debug)]
 pub enum JailStep {
     Launch,
+    /// It has stood in line for long enough, since it came as this number.
+    InLine {
+        number: u64,
+    },
     /// Looks whether its lease is over.
     Lease,
     End {
@@ -48,8 +65,10 @@ pub fn started(now: Micros) -> v1::Started {
 
 impl World {
     /// The jail is asked to start an attempt.
-    pub fn launch(&mut self, node: usize, key: AttemptKey, lease: Option<Micros>) {
-        let stubborn = self.behaviour(node, key).stubborn;
+    pub fn launch(&mut self, node: usize, key: AttemptKey, start: Start) {
+        let Start { lease, room, after } = start;
+        let written = room.as_deref().or_else(|| self.machines[node].disk.get(&key));
+        let stubborn = self.behaviour(written, key).stubborn;
         let process = Process {
             plan: 0,
             started: None,
@@ -59,7 +78,11 @@ impl World {
             kill_at: None,
             output: 0,
             lease,
+            room,
         };
+        if let Some(after) = after {
+            return self.stand_in_line(node, key, after, process);
+        }
         let machine = &mut self.machines[node];
         machine.jail.insert(key, process);
         let boot = machine.boot;
@@ -67,8 +90,7 @@ impl World {
         self.after(wait, Happening::Jail { node, boot, key, step: JailStep::Launch });
     }
 
-    fn behaviour(&self, node: usize, key: AttemptKey) -> Behaviour {
-        let record = self.machines[node].disk.get(&key);
+    fn behaviour(&self, record: Option<&Record>, key: AttemptKey) -> Behaviour {
         let job = record.and_then(|record| record.assignment.job_name.parse::<usize>().ok()).unwrap_or(0);
         self.plan.jobs[job].behaviours[key.task.task as usize]
     }
@@ -76,6 +98,9 @@ impl World {
     /// Asks the jail to end a process: SIGTERM, grace, SIGKILL.
     pub fn kill(&mut self, node: usize, key: AttemptKey, grace: Micros) {
         let quick = self.rng.skewed(MS, 200 * MS);
+        if self.kill_in_line(node, key) {
+            return;
+        }
         let Some(process) = self.machines[node].jail.get_mut(&key) else { return };
         let deadline = self.now + grace;
         process.kill_at = Some(process.kill_at.map_or(deadline, |at| at.min(deadline)));
@@ -111,26 +136,20 @@ impl World {
         if machine.boot != boot {
             return;
         }
+        if let JailStep::InLine { number } = step {
+            return self.overdue_in_line(node, key, number);
+        }
         let Some(process) = machine.jail.get_mut(&key) else { return };
         match step {
+            JailStep::InLine { .. } => {}
             JailStep::Launch if process.lease.is_some_and(|until| until <= machine.clock.read(self.now)) => {
-                process.exit = Some((Exit::LeaseOver, 0));
-                self.runner_after(node, key, (0, 3 * MS), RunnerStep::Exited);
+                self.ends_unstarted(node, key, Exit::LeaseOver);
+                self.give_back_behind(node, key);
             }
             JailStep::Launch => {
-                process.started = Some(self.now);
-                let leased = process.lease.is_some();
-                let (id, boot_id) = (machine.id, machine.boot_id());
-                self.history.process_starts(self.now, key, node, id, boot_id, leased, &self.database);
-                if let Some(over) = self.machines[node].overload() {
-                    self.history.fail(
-                        self.now,
-                        Invariant::NoOverload,
-                        format!("node {node} runs more than it has: {over}"),
-                    );
+                if !self.start_process(node, key) {
+                    self.give_back_behind(node, key);
                 }
-                self.run_process(node, key);
-                self.watch_lease(node, key);
             }
             JailStep::Lease => self.watch_lease(node, key),
             JailStep::End { plan, exit } => {
@@ -141,12 +160,51 @@ impl World {
                 process.exit = Some((exit, run_ms));
                 self.history.process_ends(self.now, (key, node), exit);
                 self.runner_after(node, key, (0, 3 * MS), RunnerStep::Exited);
+                self.go_on(node, key);
             }
         }
     }
 
+    /// What the jail was asked to start has ended before.
+    pub fn ends_unstarted(&mut self, node: usize, key: AttemptKey, exit: Exit) {
+        if let Some(process) = self.machines[node].jail.get_mut(&key) {
+            process.exit = Some((exit, 0));
+            self.runner_after(node, key, (0, 3 * MS), RunnerStep::Exited);
+        }
+    }
+
+    /// Starts what the jail holds; false when that fails.
+    pub fn start_process(&mut self, node: usize, key: AttemptKey) -> bool {
+        let permille = self.weather().spawn;
+        let machine = &mut self.machines[node];
+        let Some(process) = machine.jail.get_mut(&key) else { return false };
+        // What needs more than the jail fails before.
+        if process.room.is_some() && self.rng.chance(permille) {
+            self.ends_unstarted(node, key, Exit::NotStarted);
+            return false;
+        }
+        process.started = Some(self.now);
+        let leased = process.lease.is_some();
+        if let Some(record) = process.room.take() {
+            machine.disk.insert(key, *record);
+        }
+        let (id, boot_id) = (machine.id, machine.boot_id());
+        self.history.process_starts(self.now, key, node, id, boot_id, leased, &self.database);
+        if let Some(other) = self.machines[node].neighbour(key) {
+            let why = format!("{key} starts at node {node} in the slot in which {other} runs");
+            self.history.fail(self.now, Invariant::OwnSlot, why);
+        }
+        if let Some(over) = self.machines[node].overload() {
+            let why = format!("node {node} runs more than it has: {over}");
+            self.history.fail(self.now, Invariant::NoOverload, why);
+        }
+        self.run_process(node, key);
+        self.watch_lease(node, key);
+        true
+    }
+
     fn run_process(&mut self, node: usize, key: AttemptKey) {
-        let behaviour = self.behaviour(node, key);
+        let behaviour = self.behaviour(self.machines[node].disk.get(&key), key);
         let run = self.rng.range(behaviour.run_ms.0 * MS, behaviour.run_ms.1 * MS);
         let fails = self.rng.chance(behaviour.fails);
         let output = if behaviour.output == 0 { 0 } else { self.rng.range(1, behaviour.output) };

@@ -16,7 +16,8 @@
 //! redrive   people who try dead letters again     operator  people who cordon and drain
 //! daemon    the real table of attempts            contact   its way to the coordinators
 //! runner    one attempt                           machine   disk, daemon
-//! jail      processes, leases                     faults    faults happen, are healed; the end
+//! jail      processes, leases                     line      attempts that stand in line for a slot
+//! faults    faults happen, are healed; the end
 //! invariant the promises, by name                 history   the true story, and what it must obey
 //! witness   what an engine was told               stream    the order within a connection's streams
 //! broken    rules broken on purpose
@@ -38,6 +39,7 @@ mod host;
 mod invariant;
 mod jail;
 mod lead;
+mod line;
 mod machine;
 mod network;
 mod operator;

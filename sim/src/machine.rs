@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use agent::attempts::{Capacity, Input, Table};
-use coordinator::engine::event::{Facts, NodeRecord};
+use coordinator::engine::event::NodeRecord;
 use mesh_proto::ids::{AttemptKey, BootId, NodeId};
 use mesh_proto::v1;
 
@@ -13,9 +13,10 @@ use crate::{
     daemon::{Daemon, Phase},
     history::Exit,
     host::BootClock,
-    jail::{Process, started},
+    jail::{Process, Start, started},
+    line::Line,
     network::Point,
-    plan::{MS, Micros, SECOND},
+    plan::{MS, Micros, Plan, SECOND},
     runner::{self, Runner, RunnerStep},
     world::{Happening, World},
 };
@@ -37,6 +38,12 @@ impl Record {
     pub fn new(boot: u64, slot: u32, assignment: Arc<v1::Assignment>) -> Self {
         Self { boot, slot, assignment, executed: false, end: None, damaged: false }
     }
+
+    /// What the jail writes down of an attempt in the moment in which it starts it.
+    #[must_use]
+    pub fn begun(boot: u64, slot: u32, assignment: Arc<v1::Assignment>) -> Self {
+        Self { executed: true, ..Self::new(boot, slot, assignment) }
+    }
 }
 
 /// One machine.
@@ -46,6 +53,7 @@ pub struct Machine {
     pub boot: u64,
     pub disk: BTreeMap<AttemptKey, Record>,
     pub jail: BTreeMap<AttemptKey, Process>,
+    pub line: Line,
     /// The highest point of the coordinator's history that it has seen; on disk.
     pub seen: Point,
     /// The highest seq that it has seen before the database went back in time.
@@ -81,12 +89,14 @@ pub enum DaemonStep {
 
 impl Machine {
     #[must_use]
-    pub fn new(index: usize, facts: &Facts, clock: BootClock) -> Self {
+    pub fn new(index: usize, plan: &Plan) -> Self {
+        let facts = &plan.nodes[index];
         Self {
             id: NodeId(uuid::Uuid::from_u128(index as u128 + 1)),
             boot: 0,
             disk: BTreeMap::new(),
             jail: BTreeMap::new(),
+            line: Line::default(),
             seen: Point::default(),
             seen_lost: 0,
             daemon: None,
@@ -95,9 +105,9 @@ impl Machine {
                 cpu_millis: facts.total.cpu_millis,
                 memory_bytes: facts.total.memory,
                 named: facts.total.named.clone(),
-                in_line: 0,
+                in_line: plan.in_line[index],
             },
-            clock,
+            clock: BootClock { gains: plan.clocks[index] },
             lease_until: 0,
         }
     }
@@ -118,6 +128,24 @@ impl Machine {
             draining: false,
             tags: BTreeMap::new(),
         }
+    }
+
+    /// Whether its jail writes down what it starts, in the moment in which it does; only then can anybody
+    /// stand in line.
+    #[must_use]
+    pub const fn makes_rooms(&self) -> bool {
+        self.capacity.in_line > 0
+    }
+
+    /// A process that lives in the slot of this attempt, beside it.
+    #[must_use]
+    pub fn neighbour(&self, key: AttemptKey) -> Option<AttemptKey> {
+        let slot = self.disk.get(&key)?.slot;
+        let lives = |process: &Process| process.started.is_some() && process.exit.is_none();
+        let mut others = self.jail.iter().filter(|(other, process)| **other != key && lives(process));
+        others
+            .find(|(other, _)| self.disk.get(other).is_some_and(|record| record.slot == slot))
+            .map(|(other, _)| *other)
     }
 
     /// Processors, memory and named resources that its processes use, and whether that is more
@@ -181,7 +209,7 @@ impl World {
         for key in kept {
             self.recover(node, key);
             if self.broken == Some(Broken::StartsAgain) {
-                self.launch(node, key, None);
+                self.launch(node, key, Start::default());
             }
         }
         for key in buried {
@@ -220,10 +248,11 @@ impl World {
         };
         self.history.note(self.now, "attempt taken up", key);
         let resumes = ended.is_none();
+        let plain = machine.makes_rooms();
         let started = runs.then(|| started(self.now));
         self.input(node, Input::Recovered { assignment: Arc::clone(&assignment), slot, started, ended });
         if resumes && let Some(daemon) = &mut self.machines[node].daemon {
-            daemon.runners.insert(key, Runner::resumed(slot, assignment));
+            daemon.runners.insert(key, Runner::resumed(slot, assignment, plain));
         }
         if let Some(step) = step {
             self.runner_after(node, key, (0, 5 * MS), step);
@@ -236,6 +265,7 @@ impl World {
             return;
         }
         self.history.note(self.now, "daemon killed", format_args!("node {node}"));
+        self.machines[node].line.clear();
         for connection in self.connections_of(node) {
             let server = self.rng.skewed(0, 50 * MS);
             self.cut(connection, 0, server);
@@ -249,6 +279,7 @@ impl World {
         self.history.note(self.now, "machine reboots", format_args!("node {node}"));
         let machine = &mut self.machines[node];
         machine.boot += 1;
+        machine.line.clear();
         for (key, process) in std::mem::take(&mut machine.jail) {
             if process.started.is_some() && process.exit.is_none() {
                 self.history.process_ends(self.now, (key, node), Exit::Vanished);

@@ -40,6 +40,8 @@ pub struct Plan {
     pub hosts: Vec<i64>,
     /// The same of each node's machine.
     pub clocks: Vec<i64>,
+    /// How many may stand in line for a slot of each node; 0: its jail knows no lines.
+    pub in_line: Vec<usize>,
 }
 
 /// A job that a client submits.
@@ -78,7 +80,7 @@ impl Plan {
         let mut rng = Rng::new(seed ^ 0x706c_616e);
         let nodes = (0..rng.range(2, 6)).map(|node| node_facts(&mut rng, node)).collect::<Vec<_>>();
         let healed_at = rng.range(20, 150) * SECOND;
-        let jobs = (0..rng.range(2, 9)).map(|_| job(&mut rng, healed_at)).collect();
+        let mut jobs = (0..rng.range(2, 9)).map(|_| job(&mut rng, healed_at)).collect::<Vec<_>>();
         // Several coordinators at once in most seeds, and clocks that run a little unevenly.
         let mut gains = || rng.range(0, 401).cast_signed() - 200;
         let clocks = nodes.iter().map(|_| gains()).collect();
@@ -99,6 +101,7 @@ impl Plan {
         };
         let redrives = trouble::redrives(&mut Rng::new(seed ^ 0x0064_6561_6421), healed_at);
         let restore = trouble::restore(&mut Rng::new(seed ^ 0x7265_7374_6f72_6521), healed_at);
+        let in_line = lines(seed, nodes.len(), &mut jobs);
         let feed_below_ms = rng.pick(&[0, 2_000, 2_000, 60_000]).unwrap_or(2_000);
         let (suspect_after_ms, offline_after_ms) =
             rng.pick(&[(15_000, 30_000), (15_000, 30_000), (10_000, 15_000)]).unwrap_or((15_000, 30_000));
@@ -115,8 +118,31 @@ impl Plan {
             offline_after_ms,
             hosts,
             clocks,
+            in_line,
         }
     }
+}
+
+/// In every third world attempts stand in line, and many are over in an instant. It has a chance of its
+/// own, so that the other seeds mean what they meant.
+fn lines(seed: u64, nodes: usize, jobs: &mut [PlannedJob]) -> Vec<usize> {
+    if seed % 3 != 2 {
+        return vec![0; nodes];
+    }
+    let mut rng = Rng::new(seed ^ 0x006c_696e_6573_2121);
+    for job in jobs {
+        if rng.chance(300) {
+            continue;
+        }
+        let more = rng.range(1, 5) as u32;
+        for (definition, behaviour) in job.definitions.iter_mut().zip(&mut job.behaviours) {
+            if definition.array {
+                definition.total *= more;
+            }
+            behaviour.run_ms = (0, rng.pick(&[2, 5, 8, 50]).unwrap_or(5));
+        }
+    }
+    (0..nodes).map(|_| rng.index(7)).collect()
 }
 
 /// The first node can hold every task that is ever made.

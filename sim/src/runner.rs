@@ -1,5 +1,6 @@
 //! One attempt at a daemon, by the steps of `agent/src/runner.rs`: write it down, stage, start,
-//! follow, collect, write its end down.
+//! follow, collect, write its end down. Where the jail makes an attempt's directory there is nothing to write
+//! down and to stage before it is asked, and its exit record says all of a good end.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use mesh_proto::v1::{self, Cause, Ended};
 
 use crate::{
     history::{Exit, LEASE_OVER},
-    jail::started,
+    jail::{Start, started},
     machine::{DaemonStep, Record},
     plan::{MS, Micros, SECOND},
     world::World,
@@ -17,6 +18,9 @@ use crate::{
 
 /// How long a process that nobody wants any more has after SIGTERM.
 const DISCARD_GRACE: Micros = SECOND;
+
+/// When a start is told at the latest, unless its end has come by then.
+const LINGER: Micros = 5 * MS;
 
 /// How far an attempt has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +39,17 @@ pub struct Runner {
     stage: Stage,
     slot: u32,
     assignment: Arc<v1::Assignment>,
+    /// The jail makes its directory.
+    plain: bool,
+    /// It is to stand in line, behind this attempt.
+    after: Option<AttemptKey>,
     pub stop: Option<Stop>,
     passed_on: Option<Stop>,
     told: bool,
     /// The lease that there was while nobody had asked it to stop.
     lease: Option<Micros>,
+    /// The jail's exit record says all of the end.
+    recorded: bool,
     end: Option<Box<Ended>>,
 }
 
@@ -54,6 +64,10 @@ pub enum RunnerStep {
     Launch,
     /// Its process started.
     Started,
+    /// Its end did not come at once.
+    Lingered,
+    /// It stood in line and has not begun.
+    Returned,
     /// Its process ended.
     Exited,
     /// The jail that ran it is gone.
@@ -66,23 +80,26 @@ pub enum RunnerStep {
 
 impl Runner {
     #[must_use]
-    pub fn new(slot: u32, assignment: Arc<v1::Assignment>) -> Self {
+    pub fn new(slot: u32, assignment: Arc<v1::Assignment>, plain: bool, after: Option<AttemptKey>) -> Self {
         Self {
             stage: Stage::Writing,
             slot,
             assignment,
+            plain,
+            after,
             stop: None,
             passed_on: None,
             told: false,
             lease: None,
+            recorded: false,
             end: None,
         }
     }
 
     /// Its process was started by an earlier daemon.
     #[must_use]
-    pub fn resumed(slot: u32, assignment: Arc<v1::Assignment>) -> Self {
-        Self { stage: Stage::Following, ..Self::new(slot, assignment) }
+    pub fn resumed(slot: u32, assignment: Arc<v1::Assignment>, plain: bool) -> Self {
+        Self { stage: Stage::Following, ..Self::new(slot, assignment, plain, None) }
     }
 }
 
@@ -102,24 +119,17 @@ impl World {
         match (step, stage) {
             (RunnerStep::Written, Stage::Writing) => self.written(node, key),
             (RunnerStep::Staged, Stage::Staging) => self.staged(node, key),
-            (RunnerStep::Launch, Stage::Launching) => {
-                self.set_stage(node, key, Stage::Following);
-                let lease = self.runner(node, key).and_then(|runner| runner.lease);
-                self.launch(node, key, lease);
-                self.pass_on(node, key);
-            }
-            (RunnerStep::Started, Stage::Following) => {
+            (RunnerStep::Launch, Stage::Launching) => self.ask_jail(node, key),
+            (RunnerStep::Started, Stage::Following) => self.tell_start(node, key),
+            (RunnerStep::Lingered, Stage::Following) => {
                 let now = self.now;
-                let told =
-                    self.runner(node, key).is_some_and(|runner| std::mem::replace(&mut runner.told, true));
-                if !told {
-                    self.input(node, Input::Started(key, started(now)));
-                    if self.rng.chance(500)
-                        && let Some(daemon) = &mut self.machines[node].daemon
-                    {
-                        daemon.table.begin_streaming(key);
-                    }
+                self.input(node, Input::Started(key, started(now)));
+            }
+            (RunnerStep::Returned, Stage::Following) => {
+                if let Some(daemon) = &mut self.machines[node].daemon {
+                    daemon.runners.remove(&key);
                 }
+                self.input(node, Input::Returned(key));
             }
             (RunnerStep::Exited, Stage::Following) => self.exited(node, key),
             (RunnerStep::Vanished, Stage::Following) => {
@@ -145,12 +155,60 @@ impl World {
                 | RunnerStep::Staged
                 | RunnerStep::Launch
                 | RunnerStep::Started
+                | RunnerStep::Lingered
+                | RunnerStep::Returned
                 | RunnerStep::Exited
                 | RunnerStep::Vanished
                 | RunnerStep::Stop
                 | RunnerStep::Collected,
                 _,
             ) => {}
+        }
+    }
+
+    /// Lets the jail start an attempt that needs nothing before.
+    pub fn ask_to_start(&mut self, node: usize, key: AttemptKey) {
+        let until = self.machines[node].lease_until;
+        let Some(runner) = self.runner(node, key) else { return };
+        runner.lease = (runner.assignment.on_disconnect() == v1::OnDisconnect::Kill).then_some(until);
+        runner.stage = Stage::Launching;
+        let latest = if runner.after.is_some() { 4 * MS } else { MS };
+        self.runner_after(node, key, (10, latest), RunnerStep::Launch);
+    }
+
+    fn ask_jail(&mut self, node: usize, key: AttemptKey) {
+        let boot = self.machines[node].boot;
+        let Some(runner) = self.runner(node, key) else { return };
+        runner.stage = Stage::Following;
+        let (lease, after, stopped) = (runner.lease, runner.after, runner.stop.is_some());
+        let begun = || Box::new(Record::begun(boot, runner.slot, Arc::clone(&runner.assignment)));
+        let room = runner.plain.then(begun);
+        // It is stopped just before or just after the jail is asked.
+        if room.is_some() && stopped && self.rng.chance(500) {
+            return self.cut_short(node, key);
+        }
+        self.launch(node, key, Start { lease, room, after });
+        self.pass_on(node, key);
+    }
+
+    /// A start is told at once; of an attempt that may be over in an instant, with its end.
+    fn tell_start(&mut self, node: usize, key: AttemptKey) {
+        let now = self.now;
+        let Some(runner) = self.runner(node, key) else { return };
+        let plain = runner.plain;
+        if std::mem::replace(&mut runner.told, true) {
+            return;
+        }
+        if plain {
+            self.input(node, Input::Began(key, started(now)));
+            self.daemon_after(node, LINGER, DaemonStep::Runner { key, step: RunnerStep::Lingered });
+        } else {
+            self.input(node, Input::Started(key, started(now)));
+        }
+        if self.rng.chance(500)
+            && let Some(daemon) = &mut self.machines[node].daemon
+        {
+            daemon.table.begin_streaming(key);
         }
     }
 
@@ -228,10 +286,14 @@ impl World {
         let Some(process) = self.machines[node].jail.get(&key) else { return };
         let Some((exit, run_ms)) = process.exit else { return };
         let (output, began) = (process.output, process.started.is_some());
+        if began && self.runner(node, key).is_some_and(|runner| runner.plain) {
+            self.tell_start(node, key);
+        }
         let stop = self.runner(node, key).and_then(|runner| runner.stop);
         let mut ended = match (exit, stop) {
             (Exit::Exited(0), Some(Stop::Cancel)) => end(Cause::Cancelled, "cancelled"),
             (Exit::LeaseOver, _) => end(Cause::Lost, LEASE_OVER),
+            (Exit::NotStarted, _) => end(Cause::Infra, "spawn failed"),
             (Exit::Exited(code), _) => Ended { exit_code: code, ..end(Cause::Exit, "") },
             (Exit::Killed | Exit::Vanished, Some(Stop::Shutdown) | None) => {
                 end(Cause::Infra, "the agent was stopped with its tasks")
@@ -243,6 +305,9 @@ impl World {
         ended.started_at_ms = u64::from(began);
         ended.run_ms = run_ms;
         ended.output_length = output;
+        if let Some(runner) = self.runner(node, key) {
+            runner.recorded = runner.plain && stop.is_none();
+        }
         let long = if self.rng.chance(100) { 2 * SECOND } else { 10 * MS };
         self.end_after(node, key, Box::new(ended), (100, long));
     }
@@ -264,7 +329,13 @@ impl World {
         if daemon.table.seal(key, ended.output_length) {
             ended.output = vec![b'.'; ended.output_length as usize].into();
         }
-        if let Some(record) = self.machines[node].disk.get_mut(&key) {
+        let machine = &mut self.machines[node];
+        if runner.plain && !runner.recorded {
+            // It may have ended before the jail began it.
+            let record = || Record::new(machine.boot, runner.slot, Arc::clone(&runner.assignment));
+            machine.disk.entry(key).or_insert_with(record);
+        }
+        if let Some(record) = machine.disk.get_mut(&key).filter(|_| !runner.recorded) {
             record.end = Some(ended.clone());
         }
         self.input(node, Input::Ended(key, ended));

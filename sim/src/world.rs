@@ -163,9 +163,7 @@ impl World {
             plan.settings.offline_after_ms = 6_000;
             plan.settings.suspect_after_ms = 5_500;
         }
-        let machines: Vec<Machine> = (0..plan.nodes.len())
-            .map(|node| Machine::new(node, &plan.nodes[node], BootClock { gains: plan.clocks[node] }))
-            .collect();
+        let machines: Vec<Machine> = (0..plan.nodes.len()).map(|node| Machine::new(node, &plan)).collect();
         let mut database = Database::default();
         for machine in &machines {
             database.nodes.insert(machine.id, machine.record());

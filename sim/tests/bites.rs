@@ -144,6 +144,11 @@ fn an_agent_that_takes_too_much() {
 }
 
 #[test]
+fn a_jail_that_starts_one_behind_nobody() {
+    caught(Broken::StartsBehindNobody);
+}
+
+#[test]
 fn an_end_that_is_acknowledged_before_its_commit() {
     caught(Broken::AcksUncommitted);
 }

@@ -128,6 +128,20 @@ fn promises_hold_7_and_what_can_go_wrong_does() {
     }
 }
 
+/// In every third world: most attempts that stand in line have their turn, others are given back or ended.
+#[test]
+fn lines_form_and_attempts_have_their_turn_in_them() {
+    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for seed in (2..60).step_by(3) {
+        for (what, count) in run(seed, None, false).counts {
+            *counts.entry(what).or_default() += count;
+        }
+    }
+    let of = |what| counts.get(what).copied().unwrap_or(0);
+    assert!(of("has its turn in line") > of("stands in line") / 2, "{counts:?}");
+    assert!(of("returned from line") > 0 && of("killed in line") > 0, "{counts:?}");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_history() {
     for seed in [3, 14, 159] {

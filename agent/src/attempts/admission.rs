@@ -119,6 +119,10 @@ impl Admission {
         } else {
             self.quick.remove(&slot);
         }
+        // What ended while no daemon saw it was found again beside the one that had its slot by then.
+        if self.running.values().any(|(used, _)| *used == slot) {
+            return;
+        }
         match self.lines.get_mut(&slot).and_then(VecDeque::pop_front) {
             Some((next, need)) => self.occupy(next, slot, need),
             None if slot < MAX_RUNNING => drop(self.free.insert(slot)),

@@ -280,6 +280,20 @@ fn what_was_recovered_runs_on_in_its_slot() {
     assert_eq!(states, [InventoryState::Running, InventoryState::Ended, InventoryState::Accepted]);
 }
 
+/// Seen in a simulation: the jail had ended one and begun the next in its slot while there was no daemon.
+#[test]
+fn of_two_found_in_one_slot_the_one_that_is_over_gives_nothing_away() {
+    let mut table = Table::new(capacity(2));
+    for index in 0..2 {
+        let (started, ended) = (None, None);
+        table.handle(Input::Recovered { assignment: assignment(index), slot: 0, started, ended });
+    }
+    table.handle(Input::Ended(key(0), ended(Cause::Exit, "", 0)));
+    assert_eq!(done(&table.handle(Input::Assigned(assignment(2)))), ["run 2 on 1"], "1 runs on 0");
+    table.handle(Input::Ended(key(1), ended(Cause::Exit, "", 0)));
+    assert_eq!(done(&table.handle(Input::Assigned(assignment(3)))), ["run 3 on 0"]);
+}
+
 #[test]
 fn messages_are_cut_to_their_size() {
     let mut table = Table::new(capacity(10));

@@ -29,6 +29,12 @@ impl Line {
         self.waiting.iter().any(|waiting| waiting.request.attempt == attempt)
     }
 
+    /// What was asked of an attempt that stands in line.
+    pub fn request(&self, attempt: AttemptKey) -> Option<&StartRequest> {
+        let waiting = self.waiting.iter().find(|waiting| waiting.request.attempt == attempt)?;
+        Some(&waiting.request)
+    }
+
     /// Lets an attempt stand behind `after` from now on; false when there is no place.
     pub fn join(&mut self, request: Box<StartRequest>, after: AttemptKey, now: Duration) -> bool {
         let free = self.waiting.len() < MOST && self.waiting.iter().all(|waiting| waiting.after != after);

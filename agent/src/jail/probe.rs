@@ -212,6 +212,7 @@ pub fn request(argv: &[&str], work_dir: &Path, attempt_dir: &Path, facts: &Facts
         without: Vec::new(),
         lease: None,
         after: None,
+        slot: None,
     }
 }
 

@@ -172,10 +172,13 @@ pub struct StartRequest {
     #[serde(default)]
     pub lease: Option<Duration>,
     /// It stands in line: it starts when this attempt, in whose slot it is to run, is over. When that is
-    /// not so soon ([`IN_LINE`]), or this attempt neither runs nor stands in line itself, it is told as
-    /// [`Event::Returned`].
+    /// not so soon ([`IN_LINE`]), or this attempt neither runs in this `slot` nor stands in line for it, it
+    /// is told as [`Event::Returned`].
     #[serde(default)]
     pub after: Option<AttemptKey>,
+    /// The slot in which it is to run; none: nobody stands in line with one that has a slot.
+    #[serde(default)]
+    pub slot: Option<u32>,
 }
 
 /// What an attempt directory is to hold before the process is started.

@@ -66,6 +66,8 @@ enum Verdict {
 /// An attempt whose keeper lives.
 pub struct Running {
     pub attempt: AttemptKey,
+    /// Where it runs, by the daemon's count.
+    pub place: Option<u32>,
     kept: Kept,
     /// Until when a standing keeper may leave its order unanswered.
     patience: Option<Duration>,
@@ -141,6 +143,7 @@ impl Running {
         let patience = matches!(kept, Kept::Standing(_)).then(|| clock::boot() + PATIENCE);
         Ok(Self {
             attempt: request.attempt,
+            place: request.slot,
             kept,
             patience,
             runs: false,

@@ -128,6 +128,22 @@ fn nobody_stands_behind_what_is_not_there_or_had_no_slot() {
     });
 }
 
+/// It was given back while the request was on its way, and given anew for another slot.
+#[test]
+fn nobody_stands_behind_one_that_runs_in_another_slot() {
+    as_everybody("line::nobody_stands_behind_one_that_runs_in_another_slot", async |mut node: Node| {
+        for _ in 0..5 {
+            let first = StartRequest { slot: Some(1), ..node.shell("sleep 0.01") };
+            let second = StartRequest { slot: Some(2), ..behind(&first, roomy(&node, "echo ran")) };
+            node.start(&first).await;
+            node.start(&second).await;
+            node.returned(&second).await;
+            node.ended(&first).await.expect(&ExitCause::Exited(0));
+            assert!(!second.attempt_dir.exists(), "it has begun");
+        }
+    });
+}
+
 #[test]
 fn what_is_ended_in_line_never_ran_and_holds_nobody_up() {
     as_everybody("line::what_is_ended_in_line_never_ran_and_holds_nobody_up", async |mut node: Node| {

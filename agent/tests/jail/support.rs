@@ -195,6 +195,7 @@ impl Node {
             without: Vec::new(),
             lease: None,
             after: None,
+            slot: None,
         }
     }
 

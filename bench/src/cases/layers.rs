@@ -194,6 +194,7 @@ impl Jail {
             without: without.to_vec(),
             lease: None,
             after: None,
+            slot: None,
         }
     }
 

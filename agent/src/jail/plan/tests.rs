@@ -42,6 +42,7 @@ pub fn request() -> StartRequest {
         without: vec![],
         lease: None,
         after: None,
+        slot: None,
     }
 }
 

@@ -17,9 +17,13 @@ impl Server {
         if self.known.contains_key(&attempt) || self.line.holds(attempt) {
             return self.event_of(attempt).into_iter().collect();
         }
-        // Not behind one that is over: its slot may be another's by now.
-        let waits = matches!(self.known.get(&after), Some(Known::Running(_))) || self.line.holds(after);
-        if waits && self.line.join(request, after, clock::boot()) {
+        // Not behind one that is over: its slot may be another's by now. Nor behind one that was given back
+        // while this was on its way, and was given anew for another slot: this one's is not free then.
+        let place = match self.known.get(&after) {
+            Some(Known::Running(number)) => self.live(*number).map(|running| running.place),
+            Some(Known::Ended(_)) | None => self.line.request(after).map(|before| before.slot),
+        };
+        if place == Some(request.slot) && self.line.join(request, after, clock::boot()) {
             return Vec::new();
         }
         vec![Event::Returned(attempt)]
