@@ -208,6 +208,8 @@ pub struct Task<'a> {
     pub hands: &'a mut Hands,
     /// The first step that is its own.
     pub first: usize,
+    /// It is born of a starter, which has gone through what is inherited.
+    pub heir: bool,
     /// Why it did not come to its exec.
     pub failed: Option<Word>,
 }
@@ -224,7 +226,7 @@ fn keep(
     tie_to_jail(plan.contained());
     for (number, step) in plan.steps.iter().enumerate() {
         if *step == Step::Fork {
-            let mut task = Task { plan, argv, env, hands, first: number + 1, failed: None };
+            let mut task = Task { plan, argv, env, hands, first: number + 1, heir: false, failed: None };
             // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds; it is
             // alive until then because this side waits.
             let pid = unsafe { sys::vfork_with(become_task, stack, (&raw mut task).cast()) };
@@ -297,6 +299,9 @@ impl Task<'_> {
 
     fn fail(&mut self) -> Word {
         for (step, what) in self.plan.steps.iter().enumerate().skip(self.first) {
+            if self.heir && what.is_inherited() {
+                continue;
+            }
             if let Err(errno) = carry_out(what, self.hands) {
                 return Word::StepFailed { step, errno };
             }

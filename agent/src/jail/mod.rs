@@ -25,7 +25,7 @@
 //! Where to look: `plan` decides, purely, which steps a request takes on this node, and
 //! `plan/strict` is the whole of level strict as two lists; `steps` carries steps out; `keeper`
 //! goes through a task's and buries it; `standing` and `keepers` are the two sides of one that stays,
-//! `helper` and `slot` those of a slot with a helper, `orders` what both are told, `stood` what
+//! `helper` and `slot` those of a slot with a helper, `starter` what its tasks are born of, `orders` what both are told, `stood` what
 //! they keep for the next task, `held` and `cgroup` a slot's limits, `system` what of the machine a tree shows, `seccomp` the list of system calls, `room`
 //! the watch over a work directory, `mapped` over what of it is mapped alone, `rooms` what an attempt has
 //! on disk; `server` is the event loop, `running` one live attempt, `line` what starts when one is over; `protocol` and `client` are how the daemon speaks to it, `scope` where
@@ -68,6 +68,7 @@ mod server;
 mod slot;
 mod spool;
 mod standing;
+mod starter;
 mod steps;
 mod stood;
 mod sweep;

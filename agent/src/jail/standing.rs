@@ -3,6 +3,8 @@
 //! is a subreaper that hunts until no child is left; in a slot, at level strict, it is process 1 of a pid
 //! namespace on ground that stands with it, and tidies that up before it takes the next task.
 //!
+//! There its tasks are born of a starter (`starter.rs`), else of itself.
+//!
 //! What it is to be for each task is its own from the beginning (limits, umask, directory, score,
 //! capabilities); what a task is to be happens in the task's process, between vfork and exec, so a
 //! task finds nothing of the one before: no process, no descriptor, no signal.
@@ -35,6 +37,7 @@ use super::{
     orders::{self, Inbox, Order},
     plan::{Plan, Room, Step},
     room::Watch,
+    starter::Starter,
     steps::{Hands, carry_out, keep_capabilities},
     stood::Traffic,
     sys::{self, Dead, Fork, Pointers, Signals, Usage},
@@ -140,7 +143,8 @@ pub fn fork(
                 // What every task has there too.
                 sys::keep_on_exec(0);
                 let stack = Vec::with_capacity(STACK);
-                Standing { socket, jail, contained, stack, hands: Hands::default() }.serve(steps)
+                let hands = Hands::default();
+                Standing { socket, jail, contained, stack, starter: None, hands }.serve(steps)
             }));
             sys::exit_now(1)
         }
@@ -153,6 +157,8 @@ struct Standing<'a> {
     /// Whether it is process 1 of a slot's pid namespace.
     contained: bool,
     stack: Vec<u128>,
+    /// In a slot: what tasks are born of.
+    starter: Option<Starter>,
     hands: Hands,
 }
 
@@ -227,14 +233,22 @@ impl Standing<'_> {
                     .tell(&[News::Said(Word::StepFailed { step, errno }), News::Over(Usage::default())]);
             }
         }
+        if let Err((step, errno)) = self.have_starter(&plan.steps[first..]) {
+            let failed = Word::StepFailed { step: first + step, errno };
+            return self.tell(&[News::Said(failed), News::Over(Usage::default())]);
+        }
         let (argv, env) = (Pointers::new(&plan.argv), Pointers::new(&plan.env));
-        let task =
-            Task { plan, argv: &argv, env: &env, hands: &mut self.hands, first: first + 1, failed: None };
+        let (hands, heir) = (&mut self.hands, self.starter.is_some());
+        let task = Task { plan, argv: &argv, env: &env, hands, first: first + 1, heir, failed: None };
         let mut birth = Birth { task, stdio: &stdio };
-        let stack = self.stack.spare_capacity_mut();
-        // SAFETY: `become_task` ends in exec or exit and touches only what `birth` holds; it is alive
-        // until then because this side waits.
-        let born = unsafe { sys::vfork_with(become_task, stack, (&raw mut birth).cast()) };
+        let (stack, argument) = (self.stack.spare_capacity_mut(), (&raw mut birth).cast());
+        let born = match &mut self.starter {
+            // SAFETY: `become_task` ends in exec or exit and touches only what `birth` holds; it is alive
+            // until then because this side waits.
+            Some(starter) => unsafe { starter.start(become_task, stack, argument) },
+            // SAFETY: the same.
+            None => unsafe { sys::vfork_with(become_task, stack, argument) },
+        };
         let (since, at_ms) = (clock::boot(), clock::wall_ms());
         let failed = birth.task.failed;
         // The task's pipes are not the keeper's to hold open.
@@ -242,7 +256,13 @@ impl Standing<'_> {
         let mut used = Usage::default();
         let mut news = match (born, failed) {
             (Err(errno), _) => vec![News::Said(Word::StepFailed { step: first, errno })],
-            (Ok(_), Some(failed)) => vec![News::Said(failed)],
+            (Ok(process), Some(failed)) => {
+                if heir {
+                    // It tells of its end only from its exec on.
+                    sys::bury_beside(process, true);
+                }
+                vec![News::Said(failed)]
+            }
             (Ok(process), None) => {
                 let runs = News::Runs { process, since, at_ms };
                 self.watch(runs, process, since, plan.room, &mut used)
@@ -258,6 +278,23 @@ impl Standing<'_> {
         }
         news.push(News::Over(used));
         self.tell(&news);
+    }
+
+    /// Sees to it, in a slot, that tasks are born of a starter that lives, and is where this process is;
+    /// which of the steps failed otherwise.
+    fn have_starter(&mut self, steps: &[Step]) -> Result<(), (usize, Errno)> {
+        if !self.contained || !self.hands.has_moved() && self.starter.as_mut().is_some_and(|it| !it.is_dead())
+        {
+            return Ok(());
+        }
+        self.starter = None;
+        let inherited: Vec<(usize, Step)> =
+            steps.iter().cloned().enumerate().filter(|(_, step)| step.is_inherited()).collect();
+        let (places, steps): (Vec<usize>, Vec<Step>) = inherited.into_iter().unzip();
+        let starter = Starter::make(steps, &mut self.hands);
+        self.starter =
+            Some(starter.map_err(|(step, errno)| (places.get(step).copied().unwrap_or(0), errno))?);
+        Ok(())
     }
 
     /// From the exec to the end of the command's process, or until it holds too much; gives what is left

@@ -43,12 +43,19 @@ pub struct Hands {
     user: Option<OwnedFd>,
     /// What stands between tasks.
     stood: Stood,
+    /// This process has gone into another namespace of its own.
+    moved: bool,
 }
 
 impl Hands {
     /// A mount that somebody else held comes into these hands.
     pub fn take_up(&mut self, mount: OwnedFd) {
         self.held.push_back(mount);
+    }
+
+    /// Whether this process has gone into another namespace since the last time.
+    pub fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// Gives the mounts that are held into other hands.
@@ -88,6 +95,7 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
         Step::OwnKeyring => sys::new_session_keyring(),
         Step::OwnNetwork => {
             sys::unshare(sys::NEW_NETWORK)?;
+            hands.moved = true;
             sys::loopback_up()
         }
         Step::OwnGroups => sys::unshare(sys::NEW_CGROUP),
@@ -197,7 +205,10 @@ pub fn carry_out(step: &Step, hands: &mut Hands) -> Result<(), Errno> {
             rustix::mount::mount_remount(path.as_c_str(), flags | MountFlags::BIND | MountFlags::RDONLY, c"")
         }
         Step::StandingScratch(options) => hands.stood.scratch(options),
-        Step::StandingQueues => hands.stood.queues(),
+        Step::StandingQueues => {
+            hands.moved |= hands.stood.queues()?;
+            Ok(())
+        }
         Step::MakeOpenDir(path) => make_open_dir(path),
         Step::OwnProc => rustix::mount::mount(c"proc", c"/proc", c"proc", INERT, None::<&CStr>),
         // Nobody is seen but by those who could trace him: a task its own processes, not its keeper.

@@ -60,14 +60,14 @@ impl Stood {
     }
 
     /// A namespace of queues, semaphores and shared memory in which none was ever made. Whoever makes one
-    /// takes the number that was set for the next, which shows it.
-    pub fn queues(&mut self) -> Result<(), Errno> {
+    /// takes the number that was set for the next, which shows it. Whether it is another than before.
+    pub fn queues(&mut self) -> Result<bool, Errno> {
         let untouched = |file: &OwnedFd| {
             let mut number = [0; 8];
             rustix::io::pread(file, &mut number, 0).is_ok_and(|length| number[..length] == *FIRST)
         };
         if self.queues.as_ref().is_some_and(|files| files.iter().all(untouched)) {
-            return Ok(());
+            return Ok(false);
         }
         self.queues = None;
         sys::unshare(sys::NEW_IPC)?;
@@ -81,7 +81,7 @@ impl Stood {
             // A kernel without checkpoints has no such files: every task gets a namespace of its own.
             _ => None,
         };
-        Ok(())
+        Ok(true)
     }
 
     /// Process numbers begin again. A kernel without checkpoints goes on counting, which tells how many

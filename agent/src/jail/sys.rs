@@ -114,6 +114,52 @@ pub unsafe fn vfork_with(
     if pid < 0 { Err(last_error()) } else { Ok(pid) }
 }
 
+/// The same, as a child of this process's parent.
+///
+/// # Safety
+/// As for [`vfork_with`].
+pub unsafe fn vfork_sibling_with(
+    child: extern "C" fn(*mut c_void) -> c_int,
+    stack: &mut [MaybeUninit<u128>],
+    arg: *mut c_void,
+) -> Result<i32, Errno> {
+    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+    // SAFETY: as for `vfork_with`.
+    let pid =
+        unsafe { libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT, arg) };
+    if pid < 0 { Err(last_error()) } else { Ok(pid) }
+}
+
+/// Starts a process in this memory, with this process's descriptors, that lives on beside it and tells
+/// nobody of its end: only [`bury_beside`] sees it.
+///
+/// # Safety
+/// `main` must not return or unwind. The stack, and what `arg` is, must be kept until the process is dead;
+/// what both touch must be agreed between them.
+pub unsafe fn process_beside(
+    main: extern "C" fn(*mut c_void) -> c_int,
+    stack: &mut [MaybeUninit<u128>],
+    arg: *mut c_void,
+) -> Result<i32, Errno> {
+    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+    // SAFETY: the stack is 16-aligned and used by that process alone, downwards from its end.
+    let pid = unsafe { libc::clone(main, top, libc::CLONE_VM | libc::CLONE_FILES, arg) };
+    if pid < 0 { Err(last_error()) } else { Ok(pid) }
+}
+
+/// Buries a child that told nobody of its end; whether it was dead.
+pub fn bury_beside(pid: i32, wait: bool) -> bool {
+    let flags = libc::__WALL | if wait { 0 } else { libc::WNOHANG };
+    // SAFETY: takes no memory of ours.
+    unsafe { libc::waitpid(pid, ptr::null_mut(), flags) != 0 }
+}
+
+/// SIGKILL to a child that is not buried.
+pub fn kill_now(pid: i32) {
+    // SAFETY: takes integers alone.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
 /// A plain fork; true in the child.
 ///
 /// # Safety

@@ -179,6 +179,11 @@ impl Limit {
 }
 
 impl Step {
+    /// Whether this is the same for all tasks of a slot, and a starter goes through it for them.
+    pub fn is_inherited(&self) -> bool {
+        matches!(self, Self::EnterUser | Self::DropBoundingSet | Self::NoNewPrivileges | Self::Filter)
+    }
+
     /// What fails when it fails, for people.
     pub fn describe(&self) -> &'static str {
         match self {

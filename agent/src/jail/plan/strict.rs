@@ -202,7 +202,7 @@ pub(super) fn plan(
     };
     steps.push(Step::Fork);
     if stands {
-        steps.extend([Step::EnterUser, Step::DropBoundingSet]);
+        steps.extend([Step::Chdir(c_string(WORK)?), Step::EnterUser, Step::DropBoundingSet]);
     } else {
         // The score stands in a file that a closed process may not write.
         steps.extend([Step::OomScore(VICTIM), Step::Undumpable]);
@@ -256,7 +256,6 @@ fn on_ground(request: &StartRequest, places: &Places) -> Result<(Vec<Step>, Vec<
         Step::StandingQueues,
         Step::Restore(c_string(WORK)?),
         Step::StandingScratch(scratch(request)?),
-        Step::Chdir(c_string(WORK)?),
         Step::Rules(rules(&[WORK.to_owned(), "/tmp".to_owned()])?),
     ];
     Ok((brought, steps))
