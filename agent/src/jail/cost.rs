@@ -2,7 +2,7 @@
 //! starts and waits and does nothing else. No pipes, no messages, no records; what is left is the kernel's
 //! share. Layer is added to layer, so that each one's own cost is the difference to the line before.
 //!
-//! Under root a worker is what a standing keeper is; elsewhere it is a helper and forks a keeper for each
+//! Under root a worker is what a standing keeper is, with a starter; elsewhere it is a helper and forks a keeper for each
 //! task.
 //!
 //! Run by benchmarks as `agent jail --cost TASKS`; no task of anybody's is started here.
@@ -31,6 +31,7 @@ use super::{
     plan::{self, Facts, Ground, Places, Plan, Step, System},
     probe,
     protocol::{Level, Limits},
+    starter::Starter,
     steps::{Hands, carry_out},
     sys::{self, Fork, Pointers, Signals},
 };
@@ -268,7 +269,7 @@ fn labour(work: &Work, tasks: u32) -> Result<(Duration, Duration), String> {
     }
     let (argv, env) = (Pointers::new(&work.plan.argv), Pointers::new(&work.plan.env));
     let mut stack = Vec::with_capacity(STACK);
-    let mut task = Task { work, argv: &argv, env: &env, hands: &mut hands, first: 0 };
+    let mut task = Task { work, argv: &argv, env: &env, hands: &mut hands, first: 0, starter: None };
     one(&mut task, stack.spare_capacity_mut())?;
     let (began, before) = (Instant::now(), processor());
     for _ in 0..tasks {
@@ -298,6 +299,8 @@ struct Task<'a> {
     env: &'a Pointers<'a>,
     hands: &'a mut Hands,
     first: usize,
+    /// Where the worker stands: what its tasks are born of.
+    starter: Option<Starter>,
 }
 
 /// A task, with a keeper of its own where this is none, to the end of all.
@@ -338,10 +341,22 @@ fn serve(task: &mut Task<'_>, stack: &mut [MaybeUninit<u128>]) -> Result<(), Str
         carry_out(step, task.hands).map_err(|errno| format!("{}: {errno}", step.describe()))?;
     }
     task.first = own + 1;
-    // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds, which is
-    // alive until then because this side waits.
-    let started = unsafe { sys::vfork_with(become_task, stack, std::ptr::from_mut(task).cast()) };
-    started.map_err(|errno| errno.to_string())?;
+    let stands = task.work.stands && !task.work.anew;
+    if stands {
+        Starter::ready(&mut task.starter, &plan.steps[own..], task.hands)
+            .map_err(|(step, errno)| format!("{}: {errno}", plan.steps[own + step].describe()))?;
+    }
+    let mut starter = task.starter.take();
+    let argument = std::ptr::from_mut(task).cast();
+    let born = match &mut starter {
+        // SAFETY: `become_task` ends in exec or exit and touches only what `task` holds, which is
+        // alive until then because this side waits.
+        Some(starter) => unsafe { starter.start(become_task, stack, argument) },
+        // SAFETY: the same.
+        None => unsafe { sys::vfork_with(become_task, stack, argument) },
+    };
+    task.starter = starter;
+    born.map_err(|errno| errno.to_string())?;
     loop {
         match sys::reap() {
             Ok(Some(dead)) if dead.status == 0 => return Ok(()),
@@ -359,7 +374,11 @@ extern "C" fn become_task(task: *mut c_void) -> c_int {
     // SAFETY: `serve` passes its task and waits until this process has exec'd or exited.
     let task = unsafe { &mut *task.cast::<Task<'_>>() };
     let plan = &task.work.plan;
+    let heir = task.work.stands && !task.work.anew;
     for (number, step) in plan.steps.iter().enumerate().skip(task.first) {
+        if heir && step.is_inherited() {
+            continue;
+        }
         if carry_out(step, task.hands).is_err() {
             sys::exit_now(2 + number as i32);
         }

@@ -18,7 +18,8 @@
 //!
 //! Where tasks have other users than the jail, which is where that is root, a keeper *stands* for the
 //! next task of its kind: at level `none` for those of a user, at `strict` in a *slot*, on prepared ground
-//! (control groups, namespaces, file tree), so that a task gets all of that for the price of a `vfork`.
+//! (control groups, namespaces, file tree, and a *starter* that has the filter already), so that a task gets
+//! all of that for the price of a `vfork`.
 //! Else, and for tasks with mounts, a slot has a *helper*, a fork of the jail that waits on such ground
 //! and forks a keeper for each task; that is the jail's child all the same.
 //!

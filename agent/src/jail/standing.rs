@@ -233,7 +233,10 @@ impl Standing<'_> {
                     .tell(&[News::Said(Word::StepFailed { step, errno }), News::Over(Usage::default())]);
             }
         }
-        if let Err((step, errno)) = self.have_starter(&plan.steps[first..]) {
+        if self.contained
+            && let Err((step, errno)) =
+                Starter::ready(&mut self.starter, &plan.steps[first..], &mut self.hands)
+        {
             let failed = Word::StepFailed { step: first + step, errno };
             return self.tell(&[News::Said(failed), News::Over(Usage::default())]);
         }
@@ -278,23 +281,6 @@ impl Standing<'_> {
         }
         news.push(News::Over(used));
         self.tell(&news);
-    }
-
-    /// Sees to it, in a slot, that tasks are born of a starter that lives, and is where this process is;
-    /// which of the steps failed otherwise.
-    fn have_starter(&mut self, steps: &[Step]) -> Result<(), (usize, Errno)> {
-        if !self.contained || !self.hands.has_moved() && self.starter.as_mut().is_some_and(|it| !it.is_dead())
-        {
-            return Ok(());
-        }
-        self.starter = None;
-        let inherited: Vec<(usize, Step)> =
-            steps.iter().cloned().enumerate().filter(|(_, step)| step.is_inherited()).collect();
-        let (places, steps): (Vec<usize>, Vec<Step>) = inherited.into_iter().unzip();
-        let starter = Starter::make(steps, &mut self.hands);
-        self.starter =
-            Some(starter.map_err(|(step, errno)| (places.get(step).copied().unwrap_or(0), errno))?);
-        Ok(())
     }
 
     /// From the exec to the end of the command's process, or until it holds too much; gives what is left

@@ -77,8 +77,26 @@ enum Work {
 }
 
 impl Starter {
+    /// Sees to it that there is one that lives, is where this process is and has gone through what is
+    /// inherited of these steps; the error names the one that failed.
+    pub fn ready(
+        starter: &mut Option<Self>,
+        steps: &[Step],
+        hands: &mut Hands,
+    ) -> Result<(), (usize, Errno)> {
+        if !hands.has_moved() && starter.as_mut().is_some_and(|starter| !starter.is_dead()) {
+            return Ok(());
+        }
+        *starter = None;
+        let inherited = steps.iter().cloned().enumerate().filter(|(_, step)| step.is_inherited());
+        let (places, steps): (Vec<usize>, Vec<Step>) = inherited.unzip();
+        let made = Self::make(steps, hands);
+        *starter = Some(made.map_err(|(step, errno)| (places.get(step).copied().unwrap_or(0), errno))?);
+        Ok(())
+    }
+
     /// One that has gone through these steps; the error names the one that failed.
-    pub fn make(steps: Vec<Step>, hands: &mut Hands) -> Result<Self, (usize, Errno)> {
+    fn make(steps: Vec<Step>, hands: &mut Hands) -> Result<Self, (usize, Errno)> {
         let work = UnsafeCell::new(Work::Prepare { steps, hands });
         let mut shared = Box::new(Shared { turn: AtomicU32::new(GO), work });
         let mut stack = Vec::with_capacity(STACK);
@@ -142,6 +160,7 @@ impl Drop for Starter {
 extern "C" fn live(shared: *mut c_void) -> c_int {
     // SAFETY: the keeper keeps it until this process is dead.
     let shared = unsafe { &*shared.cast::<Shared>() };
+    let _unnamed = rustix::thread::set_name(c"mesh-starter");
     // SAFETY: it is this side's turn, and the keeper's hands are still.
     let work = unsafe { &mut *shared.work.get() };
     if let Work::Prepare { steps, hands } = work {

@@ -204,7 +204,7 @@ def score():
 child = os.fork()
 if child == 0:
     signal.pause()
-for who, pid in ('keeper', 1), ('child', child):
+for who, pid in ('keeper', 1), ('starter', 2), ('child', child):
     for what, go in {
         'limits': lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (50, 50)),
         'processors': lambda: os.sched_setaffinity(pid, [min(os.sched_getaffinity(0))]),
@@ -235,13 +235,52 @@ fn a_task_reaches_nothing_of_the_keeper_that_stands_in_its_slot() {
             StartRequest { level: Level::Strict, ..node.request(&["/usr/bin/python3", "-c", REACH]) };
         let ended = node.run(request).await;
         ended.expect(&ExitCause::Exited(0));
-        let keeper: Vec<&str> = ended.out().lines().filter(|line| line.starts_with("keeper")).collect();
-        assert_eq!(keeper.len(), 13, "{} {}", ended.out(), ended.err());
-        assert!(keeper.iter().all(|line| line.ends_with("denied")), "{keeper:?}");
+        for who in ["keeper", "starter"] {
+            let tried: Vec<&str> = ended.out().lines().filter(|line| line.starts_with(who)).collect();
+            assert_eq!(tried.len(), 13, "{} {}", ended.out(), ended.err());
+            assert!(tried.iter().all(|line| line.ends_with("denied")), "{tried:?}");
+        }
         let reached =
             ended.out().lines().filter(|line| line.starts_with("child") && line.ends_with("reached"));
         assert_eq!(reached.count(), 13, "{} {}", ended.out(), ended.err());
         assert_eq!(namespace(&mut node).await, slot, "the slot was not the same, so nothing was shown");
+        let starter = starter(&node);
+        let status = fs::read_to_string(format!("/proc/{}/status", starter.as_raw_nonzero())).unwrap();
+        let inside = status.lines().find(|line| line.starts_with("NSpid")).unwrap();
+        assert!(inside.ends_with("\t2"), "another process than the starter was tried: {inside}");
+    });
+}
+
+/// The process of which the tasks of the one slot are born.
+fn starter(node: &Node) -> rustix::process::Pid {
+    let named = |pid: &rustix::process::Pid| {
+        let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+        name.is_ok_and(|name| name.trim() == "mesh-starter")
+    };
+    let keepers = children(node.client.jail_pid());
+    let below = keepers.iter().flat_map(|keeper| children(keeper.as_raw_nonzero().get() as u32));
+    let found: Vec<_> = below.filter(named).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0]
+}
+
+#[test]
+fn a_killed_starter_costs_no_task() {
+    as_root(async |mut node: Node| {
+        let slot = namespace(&mut node).await;
+        let kill = |pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        kill(starter(&node));
+        assert_eq!(namespace(&mut node).await, slot, "the slot was lost with it");
+        let held = StartRequest {
+            level: Level::Strict,
+            ..node.shell("trap 'exit 3' TERM; echo up; while :; do sleep 0.02; done")
+        };
+        node.start(&held).await;
+        node.says(&held, "up").await;
+        kill(starter(&node));
+        node.client.kill(held.attempt, Duration::from_mins(10)).await.unwrap();
+        node.ended(&held).await.expect(&ExitCause::Killed);
+        assert_eq!(namespace(&mut node).await, slot, "the slot was lost with it");
     });
 }
 

@@ -12,7 +12,8 @@
 //! tree and puts the work directory, /tmp, /proc and mounts into it.
 //!
 //! Either way power is given up step by step: mounts, then the user, then capabilities and `no_new_privs`,
-//! then Landlock, then the filter of system calls, then the command.
+//! then Landlock, then the filter of system calls, then the command. Where a keeper stands, its starter has
+//! gone before through those that are the same for every task (`Step::is_inherited`).
 
 use super::{
     Access, CString, Facts, Level, Limit, Limits, Path, PathBuf, Places, Plan, Refusal, Room, Rule,
@@ -256,6 +257,8 @@ fn on_ground(request: &StartRequest, places: &Places) -> Result<(Vec<Step>, Vec<
         Step::StandingQueues,
         Step::Restore(c_string(WORK)?),
         Step::StandingScratch(scratch(request)?),
+        // The keeper watches from there, and its task is born elsewhere.
+        Step::Chdir(c_string(WORK)?),
         Step::Rules(rules(&[WORK.to_owned(), "/tmp".to_owned()])?),
     ];
     Ok((brought, steps))
