@@ -297,7 +297,10 @@ impl Room {
 
     /// Notes whether a change from now on shows in the times.
     fn settle(&mut self) {
-        self.settled = clock::boot().saturating_sub(self.since) >= TICK;
+        // A file system that counts whole seconds shows it by times without a fraction.
+        let fine =
+            [self.work.times.change, self.area.times.change, self.names].iter().all(|time| time.1 != 0);
+        self.settled = fine && clock::boot().saturating_sub(self.since) >= TICK;
     }
 
     /// Whether its task has changed and read nothing, by the times alone.

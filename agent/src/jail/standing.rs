@@ -233,25 +233,32 @@ impl Standing<'_> {
                     .tell(&[News::Said(Word::StepFailed { step, errno }), News::Over(Usage::default())]);
             }
         }
-        if self.contained
-            && let Err((step, errno)) =
-                Starter::ready(&mut self.starter, &plan.steps[first..], &mut self.hands)
-        {
-            let failed = Word::StepFailed { step: first + step, errno };
-            return self.tell(&[News::Said(failed), News::Over(Usage::default())]);
-        }
         let (argv, env) = (Pointers::new(&plan.argv), Pointers::new(&plan.env));
-        let (hands, heir) = (&mut self.hands, self.starter.is_some());
+        let (hands, heir) = (&mut self.hands, self.contained);
         let task = Task { plan, argv: &argv, env: &env, hands, first: first + 1, heir, failed: None };
         let mut birth = Birth { task, stdio: &stdio };
-        let (stack, argument) = (self.stack.spare_capacity_mut(), (&raw mut birth).cast());
-        let born = match &mut self.starter {
-            // SAFETY: `become_task` ends in exec or exit and touches only what `birth` holds; it is alive
-            // until then because this side waits.
-            Some(starter) => unsafe { starter.start(become_task, stack, argument) },
-            // SAFETY: the same.
-            None => unsafe { sys::vfork_with(become_task, stack, argument) },
-        };
+        let mut born = Err(Errno::OWNERDEAD);
+        // A starter that was killed with the last task may die only now.
+        for _ in 0..2 {
+            if self.contained
+                && let Err((step, errno)) =
+                    Starter::ready(&mut self.starter, &plan.steps[first..], birth.task.hands)
+            {
+                let failed = Word::StepFailed { step: first + step, errno };
+                return self.tell(&[News::Said(failed), News::Over(Usage::default())]);
+            }
+            let (stack, argument) = (self.stack.spare_capacity_mut(), (&raw mut birth).cast());
+            born = match &mut self.starter {
+                // SAFETY: `become_task` ends in exec or exit and touches only what `birth` holds; it is
+                // alive until then because this side waits.
+                Some(starter) => unsafe { starter.start(become_task, stack, argument) },
+                // SAFETY: the same.
+                None => unsafe { sys::vfork_with(become_task, stack, argument) },
+            };
+            if born != Err(Errno::OWNERDEAD) {
+                break;
+            }
+        }
         let (since, at_ms) = (clock::boot(), clock::wall_ms());
         let failed = birth.task.failed;
         // The task's pipes are not the keeper's to hold open.
@@ -290,16 +297,26 @@ impl Standing<'_> {
         let mut untold = vec![runs];
         let mut room = Watch::new(room, true);
         loop {
-            while let Ok(Some(dead)) = sys::reap() {
-                *used = used.and(dead.usage);
-                if dead.pid == process {
-                    // Its number is nobody's any more.
-                    if let Some(News::Runs { process, .. }) = untold.first_mut().filter(|_| self.contained) {
-                        *process = 0;
+            let ended = loop {
+                match sys::reap() {
+                    Ok(Some(dead)) => {
+                        *used = used.and(dead.usage);
+                        if dead.pid == process {
+                            break Some(dead.status);
+                        }
                     }
-                    untold.push(News::Said(Word::Ended(dead.status)));
-                    return untold;
+                    // Who is killed between its birth and its exec tells nobody.
+                    Err(Errno::CHILD) if self.contained => break sys::bury_beside(process, true),
+                    Ok(None) | Err(_) => break None,
                 }
+            };
+            if let Some(status) = ended {
+                // Its number is nobody's any more.
+                if let Some(News::Runs { process, .. }) = untold.first_mut().filter(|_| self.contained) {
+                    *process = 0;
+                }
+                untold.push(News::Said(Word::Ended(status)));
+                return untold;
             }
             if let Some(word) = room.as_mut().and_then(Watch::look) {
                 untold.push(News::Said(word));

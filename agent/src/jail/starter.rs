@@ -33,12 +33,14 @@ use super::{
 
 /// The starter sleeps, and what it was to do is done.
 const READY: u32 = 0;
-/// The keeper sleeps.
+/// The keeper sleeps, and has something to be done.
 const GO: u32 = 1;
+/// That is begun.
+const TAKEN: u32 = 2;
 /// Its stack, in units of 16 bytes.
 const STACK: usize = 4 * 1024;
 /// How long the keeper sleeps before it looks whether the starter lives.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// A process's main function.
 pub type Main = extern "C" fn(*mut c_void) -> c_int;
@@ -111,7 +113,9 @@ impl Starter {
         }
     }
 
-    /// Starts `main` on `stack` and returns when it has exec'd or exited; gives its pid.
+    /// Starts `main` on `stack` and returns when it has exec'd or exited; gives its pid. `OWNERDEAD`: the
+    /// starter was killed before it began. Killed in the middle, it takes the keeper along, and so the whole
+    /// slot: nobody else knows what was born.
     ///
     /// # Safety
     /// As for [`sys::vfork_with`].
@@ -126,16 +130,23 @@ impl Starter {
         let _awake = futex::wake(&self.shared.turn, Flags::PRIVATE, 1);
         match self.wait() {
             Work::Done(born) => born,
-            Work::Prepare { .. } | Work::Start { .. } | Work::Unready { .. } => Err(Errno::CHILD),
+            Work::Prepare { .. } | Work::Start { .. } | Work::Unready { .. } => Err(Errno::OWNERDEAD),
         }
     }
 
     /// Sleeps until it has done its work, or has died.
     fn wait(&mut self) -> Work {
-        while self.shared.turn.load(Ordering::Acquire) == GO {
-            let woken = futex::wait(&self.shared.turn, Flags::PRIVATE, GO, Some(&LOOK));
-            if woken == Err(Errno::TIMEDOUT) && self.is_dead() {
+        loop {
+            let turn = self.shared.turn.load(Ordering::Acquire);
+            if turn == READY {
                 break;
+            }
+            let woken = futex::wait(&self.shared.turn, Flags::PRIVATE, turn, Some(&LOOK));
+            if woken == Err(Errno::TIMEDOUT) && self.is_dead() {
+                match self.shared.turn.load(Ordering::Acquire) {
+                    TAKEN => sys::exit_now(1),
+                    _ => break,
+                }
             }
         }
         std::mem::replace(self.shared.work.get_mut(), Work::Done(Err(Errno::CHILD)))
@@ -143,7 +154,7 @@ impl Starter {
 
     /// Whether it has died: with all else in the slot, as a rule.
     pub fn is_dead(&mut self) -> bool {
-        self.pid == 0 || sys::bury_beside(self.pid, false) && std::mem::take(&mut self.pid) != 0
+        self.pid == 0 || sys::bury_beside(self.pid, false).is_some() && std::mem::take(&mut self.pid) != 0
     }
 }
 
@@ -161,6 +172,8 @@ extern "C" fn live(shared: *mut c_void) -> c_int {
     // SAFETY: the keeper keeps it until this process is dead.
     let shared = unsafe { &*shared.cast::<Shared>() };
     let _unnamed = rustix::thread::set_name(c"mesh-starter");
+    // Not where the keeper is: it would hold that task's directory for as long as it lives.
+    let _there = rustix::process::chdir(c"/");
     // SAFETY: it is this side's turn, and the keeper's hands are still.
     let work = unsafe { &mut *shared.work.get() };
     if let Work::Prepare { steps, hands } = work {
@@ -174,11 +187,14 @@ extern "C" fn live(shared: *mut c_void) -> c_int {
             sys::exit_now(1)
         }
     }
+    // A slot ends with its keeper anyway; a worker of a measurement has none.
+    let _armed = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     loop {
         shared.hand_over();
         while shared.turn.load(Ordering::Acquire) == READY {
             let _woken = futex::wait(&shared.turn, Flags::PRIVATE, READY, None);
         }
+        shared.turn.store(TAKEN, Ordering::Release);
         // SAFETY: it is this side's turn.
         let work = unsafe { &mut *shared.work.get() };
         if let Work::Start { main, stack, argument } = work {

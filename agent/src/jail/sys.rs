@@ -147,11 +147,13 @@ pub unsafe fn process_beside(
     if pid < 0 { Err(last_error()) } else { Ok(pid) }
 }
 
-/// Buries a child that told nobody of its end; whether it was dead.
-pub fn bury_beside(pid: i32, wait: bool) -> bool {
+/// Buries a child that told nobody of its end, if it is dead; its status.
+pub fn bury_beside(pid: i32, wait: bool) -> Option<i32> {
+    let mut status = 0;
     let flags = libc::__WALL | if wait { 0 } else { libc::WNOHANG };
-    // SAFETY: takes no memory of ours.
-    unsafe { libc::waitpid(pid, ptr::null_mut(), flags) != 0 }
+    // SAFETY: the pointer is to a live value of the right type.
+    let dead = unsafe { libc::waitpid(pid, &raw mut status, flags) != 0 };
+    dead.then_some(status)
 }
 
 /// SIGKILL to a child that is not buried.
