@@ -56,6 +56,13 @@ pub fn children(parent: u32) -> Vec<u32> {
     pids.filter(|pid| stat(*pid).is_some_and(|stat| stat.parent == parent)).collect()
 }
 
+/// What strict tasks are born of, at these keepers. They live as long as those and are buried with them.
+#[must_use]
+pub fn starters(keepers: &[u32]) -> Vec<u32> {
+    let below = keepers.iter().flat_map(|keeper| children(*keeper));
+    below.filter(|pid| name(*pid) == "mesh-starter").collect()
+}
+
 /// The name that a process gave itself.
 #[must_use]
 pub fn name(pid: u32) -> String {

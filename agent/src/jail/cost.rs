@@ -271,11 +271,12 @@ fn labour(work: &Work, tasks: u32) -> Result<(Duration, Duration), String> {
     let mut stack = Vec::with_capacity(STACK);
     let mut task = Task { work, argv: &argv, env: &env, hands: &mut hands, first: 0, starter: None };
     one(&mut task, stack.spare_capacity_mut())?;
-    let (began, before) = (Instant::now(), processor());
+    let used = |task: &Task<'_>| processor() + task.starter.as_ref().map_or(Duration::ZERO, Starter::used);
+    let (began, before) = (Instant::now(), used(&task));
     for _ in 0..tasks {
         one(&mut task, stack.spare_capacity_mut())?;
     }
-    Ok((began.elapsed(), processor().saturating_sub(before)))
+    Ok((began.elapsed(), used(&task).saturating_sub(before)))
 }
 
 fn ready(work: &Work, hands: &mut Hands) -> Result<(), String> {

@@ -17,6 +17,7 @@ use std::{
     mem::MaybeUninit,
     ptr,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use rustix::{
@@ -150,6 +151,11 @@ impl Starter {
             }
         }
         std::mem::replace(self.shared.work.get_mut(), Work::Done(Err(Errno::CHILD)))
+    }
+
+    /// The processor time that it has used.
+    pub fn used(&self) -> Duration {
+        sys::used_by(self.pid).unwrap_or_default()
     }
 
     /// Whether it has died: with all else in the slot, as a rule.

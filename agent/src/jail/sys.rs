@@ -156,6 +156,19 @@ pub fn bury_beside(pid: i32, wait: bool) -> Option<i32> {
     dead.then_some(status)
 }
 
+/// The processor time that a living process has used; none when it has gone.
+pub fn used_by(pid: i32) -> Option<Duration> {
+    let mut clock = 0;
+    // SAFETY: the pointer is to a live value of the right type.
+    if unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) } != 0 {
+        return None;
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: as above.
+    let told = unsafe { libc::clock_gettime(clock, &raw mut time) } == 0;
+    told.then(|| Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32))
+}
+
 /// SIGKILL to a child that is not buried.
 pub fn kill_now(pid: i32) {
     // SAFETY: takes integers alone.

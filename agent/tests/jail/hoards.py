@@ -39,30 +39,28 @@ def pipe():
     kept.append((read, write))
 
 
-def local():
-    here, there = socket.socketpair()
-    here.setblocking(False)
+def send_all_that_is_taken(s):
+    s.setblocking(False)
     sent = 0
     try:
         while sent < MIB:
-            sent += here.send(bytes(64 * 1024))
+            sent += s.send(bytes(64 * 1024))
     except BlockingIOError:
         pass
+
+
+def local():
+    here, there = socket.socketpair()
     kept.append((here, there))
+    send_all_that_is_taken(here)
 
 
 def tcp():
     server = socket.create_server(("127.0.0.1", 0))
     here = socket.create_connection(server.getsockname())
     there = server.accept()[0]
-    here.setblocking(False)
     kept.append((here, there))
-    sent = 0
-    try:
-        while sent < MIB:
-            sent += here.send(bytes(64 * 1024))
-    except BlockingIOError:
-        pass
+    send_all_that_is_taken(here)
 
 
 def udp():

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::{
     floor::{millis, process_ms, spawn_ms, spawns_per_second},
-    processes::{Usage, children},
+    processes::{Usage, children, starters},
     report::{Cost, Figure},
 };
 
@@ -237,6 +237,7 @@ impl Jail {
     fn used(&self) -> Duration {
         let mut pids = children(self.client.jail_pid());
         pids.push(self.client.jail_pid());
+        pids.extend(starters(&pids));
         let none = Usage::default();
         Usage::of(&pids).since(&none) + Usage::of_buried(&pids).since(&none)
     }

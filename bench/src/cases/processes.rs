@@ -10,7 +10,7 @@ use crate::{
     bed::{Bed, jail_of},
     floor::{process_ms, spawns_per_second},
     jobs::{completed, no_ops, submit},
-    processes::{Usage, children},
+    processes::{Usage, children, starters},
     report::Figure,
 };
 
@@ -96,6 +96,7 @@ fn usage(bed: &Bed, agent: &Agent) -> anyhow::Result<[Usage; 4]> {
     let mut keepers = children(jail);
     keepers.push(jail);
     let tasks = Usage::of_buried(&keepers);
+    keepers.extend(starters(&keepers));
     keepers.push(agent.pid());
     Ok([coordinator, postgres, Usage::of(&keepers), tasks])
 }
